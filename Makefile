@@ -1,0 +1,64 @@
+# Everything a person does with this project. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SITE   := _build/html
+PORT   ?= 8000
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Threads that wait passively do not starve the other page that is being executed.
+export OMP_WAIT_POLICY := PASSIVE
+.DELETE_ON_ERROR:
+
+.PHONY: help setup book test serve export page vocabulary lint bench clean screenshot
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## make the environment that every other command uses
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
+	@echo "== environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "== installing PyTorch, the largest package"
+	@$(BIN)/python -m pip install -c constraints.txt torch
+	@echo "== installing the library and the tools that build and test the book"
+	@$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+export: setup  ## write the library from the notebooks, and clean the notebooks
+	@$(BIN)/nbdev-export
+	@$(BIN)/nbdev-clean
+	@echo "The library in llm_literate/ follows the notebooks. Next: make test"
+
+sync: setup
+	@$(BIN)/python -m pytest -q tests/test_house.py -k in_sync -p no:cacheprovider
+
+book: sync  ## execute every page that changed and build the site
+	@$(MAKE) --no-print-directory site
+	@echo "The book lies in $(SITE)/index.html. Open that file, or run: make serve"
+
+site:
+	@echo "== building the book"
+	@$(BIN)/jupyter-book build . -W --keep-going --builder html
+
+serve: setup  ## serve the built site on this machine
+	@test -f $(SITE)/index.html || $(MAKE) --no-print-directory book
+	@echo "The book is at http://localhost:$(PORT)/ (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+lint: setup  ## ruff on notebooks and tests
+	@$(BIN)/ruff check .
+
+test: lint book  ## everything that passes or fails
+	@echo "== tests"
+	@$(BIN)/python -m pytest
+
+vocabulary: setup  ## train the shipped vocabulary again
+	@$(BIN)/python -c 'from llm_literate import small_world, tokenizer; tokenizer.BPETokenizer.train(small_world.corpus(), 2048).save("llm_literate/assets/small_tokenizer.json")'
+
+bench: setup  ## time our code beside its peers, in one run
+	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean:  ## remove what was built; the environment stays
+	@rm -rf _build dist build *.egg-info
