@@ -1,0 +1,228 @@
+"""The Sphinx extension: its text processing, and a small book built with it from end to end."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_literate import book
+from llm_literate.ledger import Record
+
+ROOT = Path(__file__).parent.parent
+
+
+def cell(source, kind="code"):
+    base = {"cell_type": kind, "id": f"c{abs(hash(source)) % 10**6}", "metadata": {}, "source": source}
+    return base | ({"outputs": [], "execution_count": None} if kind == "code" else {})
+
+
+def notebook(*cells):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    return json.dumps({"cells": list(cells), "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.mark.parametrize(
+    ("source", "found", "rest"),
+    [
+        ("x = 1", {}, "x = 1"),
+        ("#| export\nx = 1", {"export": ""}, "x = 1"),
+        ("#|echo: false\n\n#| label: fig-a\nx", {"echo": "false", "label": "fig-a"}, "x"),
+        ("# a comment\n#| export", {}, "# a comment\n#| export"),
+        ("#| fig-alt: An arrow: up", {"fig-alt": "An arrow: up"}, ""),
+    ],
+)
+def test_directives_are_read_off_the_top(source, found, rest):
+    assert book.directives(source) == (found, rest)
+
+
+@pytest.mark.parametrize(
+    ("found", "tags"),
+    [
+        ({"hide": ""}, ["remove-cell"]),
+        ({"default_exp": "data"}, ["remove-cell"]),
+        ({"echo": "false", "output": "false"}, ["remove-input", "remove-output"]),
+        ({"echo": "true", "eval": "true"}, []),
+        ({"net": ""}, ["skip-execution"]),
+    ],
+)
+def test_directives_become_tags(found, tags):
+    assert book.cell_tags(found) == tags
+
+
+@pytest.mark.parametrize(
+    ("line", "modules"),
+    [
+        ("from llm_literate.ledger import check", {"ledger"}),
+        ("from llm_literate import ledger, figures", {"ledger", "figures"}),
+        ("from llm_literate import ledger as book", {"ledger"}),
+        ("import llm_literate.figures as f", {"figures"}),
+        ("from .ledger import check", {"ledger"}),
+        ("    from llm_literate.book import mathml", {"book"}),
+        ("import ledger", set()),
+    ],
+)
+def test_imports_of_the_package_are_found(line, modules):
+    assert book.imported(line, ROOT / "llm_literate") == modules
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package of three modules, of which `b` imports `a`, and an asset that `a` reads."""
+    folder = tmp_path / "llm_literate"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "a.py").write_text("read('words.json')")
+    (folder / "b.py").write_text("from .a import x")
+    (folder / "c.py").write_text("")
+    (folder / "assets" / "words.json").write_text("{}")
+    (folder / "assets" / "ledger.toml").write_text('[[record]]\nid = "1-x"\nvalue = 1\n[[record]]\nid = "2-y"\nvalue = 2\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "changes"),
+    [
+        ("a.py", "read('words.json'); x = 2", True),
+        ("b.py", "from .a import y", True),
+        ("c.py", "x = 1", False),
+        ("assets/words.json", "[]", True),
+        ("assets/ledger.toml", '[[record]]\nid = "1-x"\nvalue = 3\n[[record]]\nid = "2-y"\nvalue = 2\n', True),
+        ("assets/ledger.toml", '[[record]]\nid = "1-x"\nvalue = 1\n[[record]]\nid = "2-y"\nvalue = 5\n', False),
+    ],
+)
+def test_a_page_digest_follows_what_the_page_stands_on(package, path, text, changes):
+    source = 'from llm_literate.b import x\ncheck("1-x", 1)'
+    before = book.page_digest(source, package)
+    (package / path).write_text(text)
+    assert (book.page_digest(source, package) != before) == changes
+
+
+def test_surroundings_follow_pins_scale_and_data(tmp_path):
+    seen = {book.surroundings(tmp_path, {}), book.surroundings(tmp_path, {"LLM_LITERATE_SCALE": "book"})}
+    (tmp_path / "constraints.txt").write_text("torch==2")
+    seen.add(book.surroundings(tmp_path, {}))
+    seen.add(book.surroundings(tmp_path, {"LLM_LITERATE_DATA": str(tmp_path)}))
+    assert len(seen) == 4
+
+
+def test_prepare_keeps_typesetting_out_of_the_executed_page():
+    first = notebook(cell("#| export\n#| fig-cap: one\ndef f(): ..."), cell("1"))
+    second = notebook(cell("#| export\n#| fig-cap: two\ndef f(): ..."), cell("1"))
+    (page, aside), (other, _) = book.prepare(first, "d"), book.prepare(second, "d")
+    assert [c["source"] for c in json.loads(page)["cells"]] == [c["source"] for c in json.loads(other)["cells"]]
+    assert aside[0]["names"] == ["f"] and aside[0]["fig-cap"] == "one"
+    assert json.loads(page)["cells"][0]["metadata"]["digest"] == "d"
+
+
+def test_dealing_keeps_every_page_and_splits_the_work():
+    order = book.deal(list("abcdefgh"), heavy=set("abcd"))
+    assert sorted(order) == list("abcdefgh")
+    assert len(set("abcd") & set(order[:4])) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "rst"),
+    [("`x` is a*b", "``x`` is a\\*b"), ("<|endoftext|>", "<\\|endoftext\\|>"), ("W_query_", "W\\_query\\_"), ("a ` b", "a \\` b")],
+)
+def test_plain_text_becomes_rst(text, rst):
+    assert book.as_rst(text) == rst
+
+
+def test_formulas_are_mathml():
+    assert book.mathml("x^2", "inline").startswith("<math") and "<msup>" in book.mathml("x^2", "block")
+
+
+def test_ledger_rows_tell_what_was_seen():
+    records = {id: Record(id, "1", "x", 1, status, needs=needs)
+               for id, status, needs in [("a", "reproduced", ""), ("b", "reproduced", "f.txt"), ("c", "quoted", ""),
+                                         ("d", "reproduced", ""), ("e", "erratum", "")]}
+    rows = book.ledger_rows(records, {"d": ("page", "1"), "e": ("page", "2")})
+    states = {record.id: state for record, _, _, state in rows}
+    assert states == {"a": "never checked", "b": "not checked in this build: needs f.txt", "c": "quoted from the book",
+                      "d": "computed in this build", "e": "corrected in this build"}
+
+
+class Project:
+    """A small book with two pages, built by the real configuration."""
+
+    def __init__(self, root):
+        self.root = root
+        (root / "nbs").mkdir()
+        shutil.copytree(ROOT / "llm_literate", root / "llm_literate", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "nbs" / "_static", root / "nbs" / "_static")
+        for name in ("_config.yml", "references.bib", "constraints.txt"):
+            shutil.copy(ROOT / name, root)
+        (root / "_toc.yml").write_text("format: jb-book\nroot: nbs/index\nchapters:\n- file: nbs/one\n- file: nbs/two\n"
+                                       "- file: nbs/Za_ledger\n")
+        (root / "nbs" / "index.md").write_text("# A small book\n")
+        (root / "llm_literate" / "assets" / "ledger.toml").write_text(
+            '[[record]]\nid = "1-x"\nsection = "1"\nwhat = "an answer"\nvalue = 42\nstatus = "reproduced"\n')
+        (root / "llm_literate" / "one.py").write_text('def answer():\n    "Return it."\n    return 42\n')
+        (root / "nbs" / "Za_ledger.ipynb").write_text(notebook(cell("# Ledger\n\n:::{ledger-table}\n:::", "markdown")))
+        self.pages()
+
+    def pages(self, sentence="A sentence.", code="answer()", check="check('1-x', answer())"):
+        (self.root / "nbs" / "one.ipynb").write_text(notebook(
+            cell(f"# One\n\n{sentence} The formula $x^2$ stands here.", "markdown"),
+            cell("#| hide\nfrom llm_literate.one import answer\nfrom llm_literate.ledger import check"),
+            cell(code), cell(check.replace("'", '"'))))
+        (self.root / "nbs" / "two.ipynb").write_text(notebook(
+            cell("# Two\n\nAnother page.", "markdown"), cell("#| code-fold: true\n1 + 1")))
+
+    def build(self):
+        """Build, and return the exit status, what was printed, and the pages that were executed."""
+        environment = os.environ | {"PYTHONPATH": str(self.root)}
+        done = subprocess.run(
+            [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "--keep-going"],
+            cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+        out = done.stdout + done.stderr
+        executed = sorted(page for page in ("one", "two") if f"nbs/{page}: executed in" in out)
+        return done.returncode, out, executed
+
+    def html(self, page):
+        return (self.root / "_build" / "html" / "nbs" / f"{page}.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("book"))
+
+
+def test_a_small_book_is_rebuilt_only_where_it_changed(project):
+    status, out, executed = project.build()
+    assert status == 0, out
+    assert executed == ["one", "two"]
+    assert "<math" in project.html("one") and "42 (as in the book, 1)" in project.html("one")
+    assert "computed in this build" in project.html("Za_ledger")
+    assert "thebe" not in project.html("one").split("</head>")[0].replace("sphinx-thebe.css", "")
+
+    assert project.build()[2] == [], "nothing changed, nothing is executed"
+
+    project.pages(sentence="Another sentence.")
+    status, out, executed = project.build()
+    assert (status, executed) == (0, []), out
+    assert "Another sentence." in project.html("one")
+
+    project.pages(sentence="Another sentence.", code="answer() + 1")
+    assert project.build()[2] == ["one"]
+
+    (project.root / "llm_literate" / "one.py").write_text('def answer():\n    "Return it."\n    return 40 + 2\n')
+    assert project.build()[2] == ["one"], "a changed library function executes the page that imports it"
+
+
+def test_a_drifted_number_stops_the_build_with_its_traceback(project):
+    (project.root / "llm_literate" / "one.py").write_text('def answer():\n    "Return it."\n    return 41\n')
+    status, out, _ = project.build()
+    assert status != 0
+    report = (project.root / "_build" / "html" / "reports" / "nbs" / "one.err.log").read_text()
+    assert "computed 41, the record says 42" in report
+
+
+def test_a_record_that_no_page_checks_stops_the_build(project):
+    (project.root / "llm_literate" / "one.py").write_text('def answer():\n    "Return it."\n    return 42\n')
+    project.pages(check="1")
+    status, out, _ = project.build()
+    assert status != 0 and "no page checked it" in out
