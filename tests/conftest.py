@@ -1,0 +1,147 @@
+"""What all tests share: where things lie, the pages as plain data, one-line failures, and the marker `data`."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores already
+
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:
+    pass
+else:
+    # A busy machine is no failure, and a red run on a hosted machine means a change, not bad luck.
+    settings.register_profile("house", deadline=None, print_blob=True, derandomize="CI" in os.environ)
+    settings.load_profile("house")
+
+
+@dataclass(frozen=True)
+class Cell:
+    "Hold one cell of a notebook, its directives apart from its text."
+
+    number: int  # position in the notebook, from 1
+    kind: str  # "code" or "markdown"
+    source: str  # everything that stands in the cell
+    directives: tuple[str, ...]  # the `#|` lines without their mark, stripped
+    outputs: int  # stored outputs
+    executed: bool  # whether an execution count is stored
+    tags: tuple[str, ...]  # Jupyter Book's tags
+
+    @property
+    def code(self) -> str:  # the cell without directive lines, trimmed
+        "Give the cell's text below its directives."
+        return "\n".join(line for line in self.source.splitlines() if not line.startswith("#|")).strip()
+
+    @property
+    def exported(self) -> bool:  # True if nbdev writes it into a module
+        "Tell whether the cell is exported."
+        return any(d.split()[0] in ("export", "exporti", "exports") for d in self.directives if d)
+
+    @property
+    def shown(self) -> bool:  # True if a reader of the site sees its text
+        "Tell whether the cell's input stands on the page."
+        gone = {"hide", "echo: false"} & set(self.directives) or {"remove-cell", "remove-input"} & set(self.tags)
+        return not gone and not self.module
+
+    @property
+    def module(self) -> str:  # the module that the page exports to, or ""
+        "Give the target of a default_exp directive."
+        return next((d.split()[1] for d in self.directives if d.startswith("default_exp ")), "")
+
+
+@dataclass(frozen=True)
+class Page:
+    "Hold one notebook of nbs/ as the tests look at it."
+
+    name: str  # file name without its ending: "02a_tokenizer"
+    path: Path  # where it lies
+    cells: tuple[Cell, ...]  # its cells in order
+
+    @property
+    def file(self) -> str:  # "nbs/02a_tokenizer.ipynb"
+        "Name the page as a person would type it."
+        return self.path.relative_to(ROOT).as_posix()
+
+    @property
+    def module(self) -> str:  # "tokenizer", or "" where the page exports nothing
+        "Name the module that the page exports."
+        return next((cell.module for cell in self.cells if cell.module), "")
+
+
+def read_page(path: Path) -> Page:
+    "Read a notebook without any notebook library."
+    cells = []
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], start=1):
+        source = "".join(cell["source"])
+        directives = tuple(line[2:].strip() for line in source.splitlines() if line.startswith("#|"))
+        cells.append(Cell(number, cell["cell_type"], source, directives, len(cell.get("outputs", [])),
+                          cell.get("execution_count") is not None, tuple(cell["metadata"].get("tags", []))))
+    return Page(path.stem, path, tuple(cells))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "Give the folder that holds pyproject.toml."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def pages() -> list[Page]:
+    "Give every notebook of nbs/, in the order of their names."
+    return [read_page(path) for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    "Give every text file of the project by its path; what git ignores is no part of it."
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+                            cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode == 0:
+        names = listed.stdout.decode().split("\0")
+    else:  # an unpacked archive: no git around it
+        hidden = {".git", ".venv", "_build", "dist", "build", "__pycache__"}
+        names = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*")
+                 if not {p for p in path.relative_to(ROOT).parts if p in hidden or p.startswith((".pytest", ".ruff"))}]
+    found = {}
+    for name in sorted(filter(None, names)):
+        try:
+            found[name] = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):  # a picture, a folder, or a file deleted and not yet committed
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def lines():
+    "Give a function that fails with one line for each complaint, and without a traceback."
+
+    def fail_if_any(complaints):
+        complaints = list(complaints)
+        if complaints:
+            pytest.fail("\n".join(complaints), pytrace=False)
+
+    return fail_if_any
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    "Give the folder with the real data sets (only in tests marked `data`)."
+    return Path(os.environ["LLM_LITERATE_DATA"])
+
+
+def pytest_collection_modifyitems(config, items):
+    "Skip what needs the real data sets where nobody said where they are."
+    if os.environ.get("LLM_LITERATE_DATA"):
+        return
+    skip = pytest.mark.skip(reason="needs the real data sets: set LLM_LITERATE_DATA to the folder that holds them")
+    for item in items:
+        if item.get_closest_marker("data"):
+            item.add_marker(skip)
