@@ -92,9 +92,9 @@ def test_binder_scripts_can_run(lines):
 
 def test_binder_takes_the_pinned_cpu_build():
     script = (ROOT / ".binder" / "postBuild").read_text(encoding="utf-8")
-    installs = [line for line in script.splitlines() if line.startswith("uv pip install")]
-    assert len(installs) == 2
-    assert all("--torch-backend=cpu" in line and "--constraint constraints.txt" in line for line in installs), \
+    installs = [line for line in script.splitlines() if "pip install" in line]
+    assert installs and all("--torch-backend=cpu" in line and "--constraint constraints.txt" in line
+                            for line in installs), \
         ".binder/postBuild: every install takes --torch-backend=cpu and --constraint constraints.txt"
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert re.search(r"^torch==\d+\.\d+\.\d+$", pins, re.M), \
