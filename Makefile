@@ -10,7 +10,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export OMP_WAIT_POLICY := PASSIVE
 .DELETE_ON_ERROR:
 
-.PHONY: help setup book test serve export page vocabulary lint bench clean screenshot
+.PHONY: help setup sync site book test serve export vocabulary lint bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -59,6 +59,10 @@ vocabulary: setup  ## train the shipped vocabulary again
 
 bench: setup  ## time our code beside its peers, in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+screenshot: book  ## draw the README's picture of the site
+	@chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,820 --virtual-time-budget=4000 \
+	  --screenshot=$(CURDIR)/nbs/_static/screenshot.png file://$(CURDIR)/$(SITE)/nbs/02a_tokenizer.html
 
 clean:  ## remove what was built; the environment stays
 	@rm -rf _build dist build *.egg-info

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-# %% ../nbs/Za_ledger.ipynb #766a6b70
+# %% ../nbs/Za_ledger.ipynb #35e7b0c8
 STATUSES = ("reproduced", "quoted", "erratum")
 
 
 @dataclass(frozen=True)
 class Record:
-    "Hold one number of the book and how we came by it (this page)."
+    "Hold one number of the book and how we came by it (appendix Z)."
 
     id: str  # unique, starts with the section: "2.5-vocabulary"
     section: str  # the book's section or exercise: "2.5"
@@ -31,37 +31,49 @@ class Record:
 
     def __post_init__(self):
         if self.status not in STATUSES:
-            raise ValueError(f"record {self.id!r}: status is {self.status!r}, must be one of {STATUSES}")
+            raise ValueError(
+                f"record {self.id!r}: status is {self.status!r}, "
+                f"must be one of {STATUSES}"
+            )
         if self.tolerance < 0:
-            raise ValueError(f"record {self.id!r}: tolerance is {self.tolerance}, must not be negative")
+            raise ValueError(
+                f"record {self.id!r}: tolerance is {self.tolerance}, "
+                "must not be negative"
+            )
 
-# %% ../nbs/Za_ledger.ipynb #c618d358
+# %% ../nbs/Za_ledger.ipynb #b937ff0a
 def parse_records(
     text: str,  # the ledger in TOML: one [[record]] table per number
 ) -> dict[str, Record]:  # identifier → record, in the file's order
-    "Read records from TOML; raises ValueError if one is malformed or doubled (this page)."
+    "Read records; raises ValueError if one is malformed or doubled (appendix Z)."
     found = {}
     for fields in tomllib.loads(text)["record"]:
         try:
             record = Record(**fields)
         except TypeError as error:
-            raise ValueError(f"record {fields.get('id', '(no id)')!r}: {error}") from None
+            raise ValueError(
+                f"record {fields.get('id', '(no id)')!r}: {error}"
+            ) from None
         if record.id in found:
-            raise ValueError(f"record {record.id!r} stands twice in the ledger; identifiers must be unique")
+            raise ValueError(
+                f"record {record.id!r} stands twice; identifiers must be unique"
+            )
         found[record.id] = record
     return found
 
-# %% ../nbs/Za_ledger.ipynb #a7042d07
+# %% ../nbs/Za_ledger.ipynb #06db49f3
 @cache
 def records() -> dict[str, Record]:  # identifier → record, in the file's order
-    "Read the ledger that ships with the package (this page)."
-    return parse_records((files("llm_literate") / "assets" / "ledger.toml").read_text(encoding="utf-8"))
+    "Read the ledger that ships with the package (appendix Z)."
+    return parse_records(
+        (files("llm_literate") / "assets" / "ledger.toml").read_text(encoding="utf-8")
+    )
 
-# %% ../nbs/Za_ledger.ipynb #6cc97d04
+# %% ../nbs/Za_ledger.ipynb #397cf921
 def plain(
     value,  # number, string, sequence, array or tensor
-):  # the same as plain Python numbers, strings and lists
-    "Turn arrays, tensors and tuples into lists (this page)."
+) -> object:  # the same as plain Python numbers, strings and lists
+    "Turn arrays, tensors and tuples into lists (appendix Z)."
     if hasattr(value, "tolist"):
         value = value.tolist()
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
@@ -72,55 +84,75 @@ def agree(
     expected,  # the record's value
     tolerance: float,  # largest allowed absolute difference
 ) -> bool:  # True if they agree everywhere
-    "Compare two values element by element; NaN agrees with nothing (this page)."
+    "Compare two values element by element; NaN agrees with nothing (appendix Z)."
     if isinstance(expected, list):
-        return isinstance(got, list) and len(got) == len(expected) and all(
-            agree(g, e, tolerance) for g, e in zip(got, expected, strict=True))
-    if isinstance(expected, str) or isinstance(got, str) or isinstance(got, list):
+        return (
+            isinstance(got, list)
+            and len(got) == len(expected)
+            and all(
+                agree(g, e, tolerance) for g, e in zip(got, expected, strict=True)
+            )
+        )
+    if isinstance(expected, str) or isinstance(got, (str, list)):
         return got == expected
     return abs(got - expected) <= tolerance
 
-# %% ../nbs/Za_ledger.ipynb #2be18c1e
+# %% ../nbs/Za_ledger.ipynb #54456b15
 def show(
     value,  # plain value
 ) -> str:  # short text for it
-    "Write a value the way a page shows it (this page)."
+    "Write a value the way a page shows it (appendix Z)."
     if isinstance(value, list):
         return "[" + ", ".join(show(v) for v in value) + "]"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and abs(value) >= 10_000
+        else str(value)
+    )
 
 
 @dataclass(frozen=True)
 class Mark:
-    "Show a number beside its record (this page)."
+    "Show a number beside its record (appendix Z)."
 
     record: Record  # what the book states
     value: object = None  # what was computed; None for a quoted number
 
     def __repr__(self):
-        word = {"reproduced": "as in the book", "quoted": "quoted from the book", "erratum": "not as in the book"}
+        word = {
+            "reproduced": "as in the book",
+            "quoted": "quoted from the book",
+            "erratum": "not as in the book",
+        }
         shown = show(self.record.value if self.value is None else self.value)
         return f"{shown} ({word[self.record.status]}, {self.record.section})"
 
     def _repr_html_(self):
-        got = "" if self.value is None else f' data-ledger-value="{html.escape(show(self.value))}"'
+        got = (
+            ""
+            if self.value is None
+            else f' data-ledger-value="{html.escape(show(self.value))}"'
+        )
         return (
             f'<span class="ledger-mark ledger-mark-{self.record.status}" '
             f'data-ledger-id="{html.escape(self.record.id)}"{got}>'
-            f'<a href="Za_ledger.html#ledger-{html.escape(self.record.id)}">{html.escape(repr(self))}</a></span>'
+            f'<a href="Za_ledger.html#ledger-{html.escape(self.record.id)}">'
+            f"{html.escape(repr(self))}</a></span>"
         )
 
-# %% ../nbs/Za_ledger.ipynb #9d5ce5cb
+# %% ../nbs/Za_ledger.ipynb #18db58e4
 def check(
     id: str,  # identifier of a record: "2.5-vocabulary"
     value,  # what this page computed: number, string, list, array or tensor
 ) -> Mark:  # displays itself as a small mark
-    "Compare a computed value with its record; raises AssertionError if it drifted (this page)."
+    "Compare a value with its record; raises AssertionError if it drifted (appendix Z)."
     record = find(id)
     if record.status == "quoted":
-        raise ValueError(f"record {id!r} is quoted; make it reproduced before a page may check it")
+        raise ValueError(
+            f"record {id!r} is quoted; make it reproduced before a page may check it"
+        )
     got = plain(value)
     if not agree(got, record.value, record.tolerance):
         raise AssertionError(
@@ -133,19 +165,25 @@ def check(
 def quote(
     id: str,  # identifier of a record
 ) -> Mark:  # displays itself as a mark that says "quoted"
-    "Show a quoted number as quoted; raises ValueError if the record is not a quoted one (this page)."
+    "Show a quoted number; raises ValueError if the record is not quoted (appendix Z)."
     record = find(id)
     if record.status != "quoted":
-        raise ValueError(f"record {id!r} is {record.status}; compute it and call check")
+        raise ValueError(
+            f"record {id!r} is {record.status}; compute it and call check"
+        )
     return Mark(record)
 
 
 def find(
     id: str,  # identifier of a record
 ) -> Record:  # the record
-    "Look a record up; raises ValueError that names the nearest identifiers (this page)."
+    "Look a record up; raises ValueError that names its neighbours (appendix Z)."
     if id not in records():
         import difflib
+
         near = difflib.get_close_matches(id, records(), n=3)
-        raise ValueError(f"no record {id!r} in the ledger" + (f"; did you mean {near}?" if near else ""))
+        raise ValueError(
+            f"no record {id!r} in the ledger"
+            + (f"; did you mean {near}?" if near else "")
+        )
     return records()[id]

@@ -69,6 +69,10 @@ def test_imports_of_the_package_are_found(line, modules):
     assert book.imported(line, ROOT / "llm_literate") == modules
 
 
+def two_records(first, second):
+    return f'[[record]]\nid = "1-x"\nvalue = {first}\n[[record]]\nid = "2-y"\nvalue = {second}\n'
+
+
 @pytest.fixture
 def package(tmp_path):
     """A package of three modules, of which `b` imports `a`, and an asset that `a` reads."""
@@ -78,7 +82,7 @@ def package(tmp_path):
     (folder / "b.py").write_text("from .a import x")
     (folder / "c.py").write_text("")
     (folder / "assets" / "words.json").write_text("{}")
-    (folder / "assets" / "ledger.toml").write_text('[[record]]\nid = "1-x"\nvalue = 1\n[[record]]\nid = "2-y"\nvalue = 2\n')
+    (folder / "assets" / "ledger.toml").write_text(two_records(1, 2))
     return folder
 
 
@@ -89,8 +93,8 @@ def package(tmp_path):
         ("b.py", "from .a import y", True),
         ("c.py", "x = 1", False),
         ("assets/words.json", "[]", True),
-        ("assets/ledger.toml", '[[record]]\nid = "1-x"\nvalue = 3\n[[record]]\nid = "2-y"\nvalue = 2\n', True),
-        ("assets/ledger.toml", '[[record]]\nid = "1-x"\nvalue = 1\n[[record]]\nid = "2-y"\nvalue = 5\n', False),
+        ("assets/ledger.toml", two_records(3, 2), True),
+        ("assets/ledger.toml", two_records(1, 5), False),
     ],
 )
 def test_a_page_digest_follows_what_the_page_stands_on(package, path, text, changes):
@@ -125,7 +129,12 @@ def test_dealing_keeps_every_page_and_splits_the_work():
 
 @pytest.mark.parametrize(
     ("text", "rst"),
-    [("`x` is a*b", "``x`` is a\\*b"), ("<|endoftext|>", "<\\|endoftext\\|>"), ("W_query_", "W\\_query\\_"), ("a ` b", "a \\` b")],
+    [
+        ("`x` is a*b", "``x`` is a\\*b"),
+        ("<|endoftext|>", "<\\|endoftext\\|>"),
+        ("W_query_", "W\\_query\\_"),
+        ("a ` b", "a \\` b"),
+    ],
 )
 def test_plain_text_becomes_rst(text, rst):
     assert book.as_rst(text) == rst
@@ -176,7 +185,7 @@ class Project:
         """Build, and return the exit status, what was printed, and the pages that were executed."""
         environment = os.environ | {"PYTHONPATH": str(self.root)}
         done = subprocess.run(
-            [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "--keep-going"],
+            [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W"],
             cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
         out = done.stdout + done.stderr
         executed = sorted(page for page in ("one", "two") if f"nbs/{page}: executed in" in out)
