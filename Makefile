@@ -8,9 +8,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait passively do not starve the other page that is being executed.
 export OMP_WAIT_POLICY := PASSIVE
-.DELETE_ON_ERROR:
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+# What pip says, less the lines about packages that are there already.
+NEWS := { grep -v 'already satisfied' || true; }
 
-.PHONY: help setup sync site book test serve export vocabulary lint bench screenshot clean
+.PHONY: help setup sync site book page test serve export vocabulary lint bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -21,9 +24,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "== environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "== installing PyTorch, the largest package"
-	@$(BIN)/python -m pip install -c constraints.txt torch
+	@$(BIN)/python -m pip install -c constraints.txt torch | $(NEWS)
 	@echo "== installing the library and the tools that build and test the book"
-	@$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]'
+	@$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]' | $(NEWS)
 	@touch $@
 
 export: setup  ## write the library from the notebooks, and clean the notebooks
@@ -41,6 +44,15 @@ book: sync  ## execute every page that changed and build the site
 site:
 	@echo "== building the book"
 	@$(BIN)/jupyter-book build . -W --keep-going --builder html
+
+# The other pages are left out, so links to them cannot be followed; only a failing cell stops this.
+page: setup  ## execute and build one page: make page PAGE=02a_tokenizer
+	@test -f nbs/$(PAGE).ipynb || { echo "name a page: make page PAGE=02a_tokenizer"; exit 1; }
+	@mkdir -p _build/page && rm -rf _build/page/_build/html/reports
+	@printf 'format: jb-book\nroot: nbs/%s\n' $(PAGE) > _build/page/toc.yml
+	@$(BIN)/jupyter-book build . --toc _build/page/toc.yml --path-output _build/page --quiet 2> _build/page/log || true
+	@report=_build/page/_build/html/reports/nbs/$(PAGE).err.log; ! test -f $$report || { cat $$report; exit 1; }
+	@echo "The page lies in _build/page/_build/html/nbs/$(PAGE).html"
 
 serve: setup  ## serve the built site on this machine
 	@test -f $(SITE)/index.html || $(MAKE) --no-print-directory book
