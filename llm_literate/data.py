@@ -24,7 +24,7 @@ import pooch
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-# %% ../nbs/02c_data.ipynb #d0a93b0e
+# %% ../nbs/02c_data.ipynb #bd977a07
 def _whole(least, **numbers):
     "Raise ValueError for the first of `numbers` that is no integer from `least` on."
     for name, n in numbers.items():
@@ -46,17 +46,19 @@ def _flat(
         raise ValueError(f"ids have shape {tuple(ids.shape)} and type {kind}, "
                          "must be one flat sequence of integers")
     if isinstance(ids, torch.Tensor):
-        return ids
+        return ids.cpu()
     with warnings.catch_warnings(): # a read-only memmap is only read here
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(ids)
 
-# %% ../nbs/02c_data.ipynb #3cc708d4
+# %% ../nbs/02c_data.ipynb #52ff4aa1
 class TokenWindows(Dataset):
     """Cut one flat tensor of ids into inputs and targets without copying (book 2.6).
 
     Raises ValueError if the ids do not fill a window.
     """
+
+    collate = tuple # `__getitems__` gives whole batches: nothing is left to stack
 
     def __init__(
         self,
@@ -89,14 +91,9 @@ class TokenWindows(Dataset):
         indices: list[int], # the windows of one batch
     ) -> tuple[torch.Tensor, torch.Tensor]: # inputs (b, t) and targets (b, t), int64
         "Gather a whole batch at once; torch's loaders ask for it under this name."
-        rows = self.ids.unfold(0, self.context_length + 1, self.stride)
-        rows = rows[indices].long()
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-    @staticmethod
-    def collate(batch):
-        "Hand on what `__getitems__` gathered: nothing is left to stack."
-        return batch
+        rows = self.ids.unfold(0, self.context_length + 1, self.stride).numpy()[indices]
+        return tuple(torch.from_numpy(part.astype(np.int64))
+                     for part in (rows[:, :-1], rows[:, 1:]))
 
 # %% ../nbs/02c_data.ipynb #40839ff5
 _CUT = re.compile(r"\S(?= )|[^\W_](?=\n)") # the last character of a piece
@@ -142,7 +139,7 @@ def _generator(
     mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
-# %% ../nbs/02c_data.ipynb #14f2c4ff
+# %% ../nbs/02c_data.ipynb #18f04555
 @dataclass(frozen=True)
 class BatchOrder:
     "Decide what each batch holds, from the seed and the epoch alone (book 2.6)."
@@ -179,8 +176,8 @@ class BatchOrder:
         n, w, order = self.samples, self.world_size, range(self.samples)
         if self.shuffle:
             kind = torch.int32 if n < 2**31 else torch.int64
-            order = torch.randperm(n, generator=_generator(self.seed, epoch), dtype=kind)
-            order = order.numpy()
+            random = _generator(self.seed, epoch)
+            order = torch.randperm(n, generator=random, dtype=kind).numpy()
         for k in range(start, len(self)):
             step = slice(k * self.batch_size * w, (k + 1) * self.batch_size * w)
             part = [int(i) for i in order[step]]
@@ -189,7 +186,7 @@ class BatchOrder:
             m = len(part)
             yield part[self.rank * m // w:(self.rank + 1) * m // w]
 
-# %% ../nbs/02c_data.ipynb #8aa29571
+# %% ../nbs/02c_data.ipynb #124cf41b
 class Loader:
     "Give a dataset's batches, epoch after epoch, and go on from any (book 2.6)."
 
@@ -202,14 +199,14 @@ class Loader:
         self.dataset, self.order, self.options = dataset, order, options
         self.epoch = 0 # the epoch that the next loop gives
         self.batch = 0 # how many of its batches the latest loop has given
-        self._resume = 0, 0 # epoch and batch of a loaded state
+        self._resume = 0, 0 # a loaded epoch and batch
 
     def __len__(self): # batches of a whole epoch
         return len(self.order)
 
     def __iter__(self):
-        epoch, (resumed, batch) = self.epoch, self._resume
-        start = self.batch = batch if epoch == resumed else 0
+        epoch, start = self.epoch, self._resume[1] * (self.epoch == self._resume[0])
+        self.batch = start
         batches = DataLoader(
             self.dataset, batch_sampler=self.order.batches(epoch, start),
             generator=_generator(self.order.seed, epoch), **self.options)
@@ -227,10 +224,11 @@ class Loader:
     def load_state_dict(
         self,
         state: dict, # what `state_dict` gave, of a loader made with the same values
-    ):
+    ) -> None:
         "Go on after the batches in `state`; raises ValueError if it does not fit."
         wrong = [f"{name} was {state.get(name)!r}, is {value!r}"
-                 for name, value in self.order.values().items() if state.get(name) != value]
+                 for name, value in self.order.values().items()
+                 if state.get(name) != value]
         if wrong:
             raise ValueError(f"this state is another loader's: {'; '.join(wrong)}; "
                              "make the loader with the values of the state")
