@@ -7,13 +7,13 @@ __all__ = ['INK', 'PAPER', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', '
            'to_svg', 'to_html', 'style', 'setup', 'canvas', 'Box', 'label', 'box', 'arrow', 'tokens', 'heatmap',
            'roadmap', 'cover', 'write_assets']
 
-# %% ../nbs/Zb_figures.ipynb #a01c3d5c
+# %% ../nbs/Zb_figures.ipynb #a71a4bbb
 import hashlib
 import html
 import re
 import sys
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass
 
 # %% ../nbs/Zb_figures.ipynb #c679f592
 INK = "#1b1f24"  # text and outlines: the colour of the page's text
@@ -26,9 +26,9 @@ PURPLE = "#9b3d9e"
 GREY = "#6b7075"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE)
 
-# %% ../nbs/Zb_figures.ipynb #213f9b87
+# %% ../nbs/Zb_figures.ipynb #6db2d435
 DARK = {
-    PAPER: "#14181e",
+    PAPER: "#121212",
     BLUE: "#4fa8f5",
     ORANGE: "#f2b04e",
     GREEN: "#2fc49b",
@@ -226,8 +226,9 @@ def _text_width(
         width, *_ = text_to_path.get_text_width_height_descent(text, font, False)
     return width / 72
 
-# %% ../nbs/Zb_figures.ipynb #c5ffa74f
-class Box(NamedTuple):
+# %% ../nbs/Zb_figures.ipynb #0ce40d6c
+@dataclass(frozen=True)
+class Box:
     "Keep the place of something drawn, and where arrows meet it (this page)."
 
     x: float  # centre, inches
