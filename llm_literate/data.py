@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'PATIENCE', 'SLOWEST', 'TokenWindows', 'flat_ids', 'BatchOrder', 'Loader', 'make_loader', 'DataUnavailable',
            'DataFile', 'local', 'fetch']
 
-# %% ../nbs/02c_data.ipynb #02529c49
+# %% ../nbs/02c_data.ipynb #93a717b2
 import array
 import os
 import re
@@ -20,9 +20,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import pooch
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+
+# %% ../nbs/02c_data.ipynb #57d40289
+with warnings.catch_warnings(): # in a notebook, its progress bar asks for widgets
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import pooch
 
 # %% ../nbs/02c_data.ipynb #bd977a07
 def _whole(least, **numbers):
