@@ -167,7 +167,7 @@ def _look_up(
         wrong = ids[(ids < 0) | (ids >= table.num_embeddings)][0].item()
         raise ValueError(f"ids hold {wrong}, must be 0 to {table.num_embeddings - 1}") from None
 
-# %% ../nbs/04b_model.ipynb #00caeb84
+# %% ../nbs/04b_model.ipynb #986e69b0
 class GPTModel(nn.Module):
     """Score every token of the vocabulary as the next one, at every position (book 4.6; Radford et al. 2019).
 
@@ -201,13 +201,16 @@ class GPTModel(nn.Module):
     ) -> torch.Tensor: # (b, t, v) logits: the higher, the likelier the token comes next
         "Embed the tokens and their places, run through the blocks, normalize, score."
         check_ids(ids)
+        memories = [None] * len(self.trf_blocks) if cache is None else cache
+        if len(memories) != len(self.trf_blocks):
+            raise ValueError(f"{len(memories)} caches do not serve {len(self.trf_blocks)} blocks")
         start = cache[0].length if cache else 0
         end, size = start + ids.shape[1], self.config.context_length
         if end > size:
             raise ValueError(f"{end} tokens are too many, the context takes {size}")
         places = self.pos_emb(torch.arange(start, end, device=ids.device)) # (t, d)
         x = self.drop_emb(_look_up(self.tok_emb, ids) + places) # (b, t, d)
-        for block, memory in zip(self.trf_blocks, cache or [None] * len(self.trf_blocks), strict=True):
+        for block, memory in zip(self.trf_blocks, memories, strict=True):
             x = block(x, memory) # (b, t, d)
         return self.out_head(self.final_norm(x[:, -1:] if last_only else x))
 
