@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/03b_multi_head_attention.ipynb #c94ba657
+# %% ../nbs/03b_multi_head_attention.ipynb #6c2ce298
 class KVCache:
-    """Keep the keys and values of one attention layer, so that no token is projected twice (this page).
+    """Keep the keys and values of one attention layer for later tokens (this page).
 
-    Raises ValueError if the tokens do not fit.
+    Raises ValueError if the next tokens do not fit.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class KVCache:
             raise ValueError(f"capacity is {capacity}, must be at least 1 token")
         self.capacity = capacity
         self.length = 0 # tokens it holds
-        self._keys = self._values = None # (b, h, capacity, d / h), made by the first append
+        self._keys = self._values = None # (b, h, capacity, d), by the first append
 
     def append(
         self,
-        keys: torch.Tensor, # (b, h, t, d / h) of the next t tokens
-        values: torch.Tensor, # (b, h, t, d / h)
-    ) -> tuple[torch.Tensor, torch.Tensor]: # keys and values of all tokens so far, as views
-        "Add the next tokens and give back everything kept so far (this page)."
+        keys: torch.Tensor, # (b, h, t, d) of the next t tokens
+        values: torch.Tensor, # (b, h, t, d)
+    ) -> tuple[torch.Tensor, torch.Tensor]: # (b, h, length, d) both, as views
+        "Add the next tokens and return the keys and values of all (this page)."
         b, h, t, d = keys.shape
         start, end = self.length, self.length + t
         if end > self.capacity:
@@ -55,29 +55,51 @@ class KVCache:
     ) -> None:
         "Forget all tokens after the first `length` (this page)."
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} tokens of a cache that holds {self.length}")
+            raise ValueError(f"cannot keep {length} tokens of a cache "
+                             f"that holds {self.length}")
         self.length = length
 
-# %% ../nbs/03b_multi_head_attention.ipynb #002b2092
-class MultiHeadAttention(nn.Module):
-    """Mix each token with the tokens before it, in several heads at once (book 3.6.2; Vaswani et al. 2017, 3.2.2).
+# %% ../nbs/03b_multi_head_attention.ipynb #8dbb2064
+def _attend(
+    q: torch.Tensor, # (b, h, t, d) queries of the last t tokens
+    k: torch.Tensor, # (b, h, s, d) keys of all s tokens
+    v: torch.Tensor, # (b, h, s, d) values of all s tokens
+    dropout: float, # share of the weights set to 0
+) -> torch.Tensor: # (b, h, t, d)
+    "Let each of the last tokens see itself and all before it (Vaswani et al. 2017, 3.2.1)."
+    t, s = q.shape[2], k.shape[2]
+    slow = q.is_cpu and q.dtype.itemsize == 2 # torch's fused function, for 16-bit numbers
+    if slow and t == 1:
+        return _attend(q.float(), k.float(), v.float(), dropout).to(v.dtype)
+    if slow and s <= 512: # a larger table of weights would cost too much memory
+        future = torch.full((t, s), -torch.inf, dtype=q.dtype).triu(s - t + 1)
+        scores = (q * q.shape[3] ** -0.5) @ k.mT + future
+        return F.dropout(scores.softmax(-1), dropout) @ v
+    mask = None # one token may see all; all tokens have `is_causal`
+    if 1 < t < s:
+        mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=1 < t == s)
 
-    Padding at the end of a sequence changes nothing before it. Raises ValueError if
-    a size or rate is impossible, or a sequence is longer than the context.
+# %% ../nbs/03b_multi_head_attention.ipynb #ba7ee103
+class MultiHeadAttention(nn.Module):
+    """Mix each token with those before it, in several heads (book 3.6.2; Vaswani et al. 2017, 3.2.2).
+
+    Padding at the end of a row changes nothing before it. Raises ValueError if a size
+    or the rate is impossible, or if the tokens are more than the context length.
     """
 
     def __init__(
         self,
         d_in: int, # width of the input, at least 1
-        d_out: int, # width of the output and of all heads together, a multiple of `num_heads`
-        context_length: int, # tokens it can take, cached ones included, at least 1
-        dropout: float, # share of the attention weights set to 0 in training, in [0, 1)
-        num_heads: int, # heads, at least 1
+        d_out: int, # width of all heads together, a multiple of `num_heads`
+        context_length: int, # most tokens it takes, cached ones included
+        dropout: float, # share of the weights set to 0 in training, in [0, 1)
+        num_heads: int, # at least 1
         qkv_bias: bool = False, # whether queries, keys and values have a bias
     ):
         super().__init__()
-        sizes = dict(d_in=d_in, d_out=d_out, context_length=context_length, num_heads=num_heads)
-        for name, size in sizes.items():
+        for name, size in dict(d_in=d_in, d_out=d_out, context_length=context_length,
+                               num_heads=num_heads).items():
             if size < 1:
                 raise ValueError(f"{name} is {size}, must be at least 1")
         if d_out % num_heads:
@@ -95,24 +117,21 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: torch.Tensor, # (b, t, d_in); with a cache, the tokens after the cached ones
-        cache: KVCache | None = None, # keys and values of earlier tokens; takes in those of `x`
+        cache: KVCache | None = None, # of this layer; takes in the keys and values of x
     ) -> torch.Tensor: # (b, t, d_out)
         if x.ndim != 3 or x.shape[2] != self.d_in:
             raise ValueError(f"x has shape {tuple(x.shape)}, must be (b, t, {self.d_in})")
-        (b, t, _), n = x.shape, cache.length if cache is not None else 0
-        if n + t > self.context_length:
-            raise ValueError(f"{n + t} tokens are longer than the context length, {self.context_length}")
+        (b, t, _), past = x.shape, 0 if cache is None else cache.length
+        if past + t > self.context_length:
+            raise ValueError(f"{past + t} tokens are more than the context length, "
+                             f"{self.context_length}")
         q, k, v = (W(x).view(b, t, self.num_heads, self.head_dim).transpose(1, 2)
-                   for W in (self.W_query, self.W_key, self.W_value)) # each (b, h, t, d / h)
+                   for W in (self.W_query, self.W_key, self.W_value)) # (b, h, t, d)
         if cache is not None:
-            k, v = cache.append(k, v) # (b, h, n + t, d / h)
-        mask = None # one new token may see all; without a past, `is_causal` is the mask
-        if n and t > 1:
-            mask = torch.ones(t, n + t, dtype=torch.bool, device=x.device).tril(n)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, mask, self.dropout.p if self.training else 0.0, is_causal=not n and t > 1)
+            k, v = cache.append(k, v) # (b, h, past + t, d)
+        mixed = _attend(q, k, v, self.dropout.p if self.training else 0.0)
         return self.out_proj(mixed.transpose(1, 2).reshape(b, t, self.d_out))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        state_dict.pop(prefix + "mask", None) # the book keeps its mask as a buffer; here it is none
+        state_dict.pop(prefix + "mask", None) # a buffer of the book's class, not needed here
         super()._load_from_state_dict(state_dict, prefix, *args)
