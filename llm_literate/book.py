@@ -178,17 +178,18 @@ def prepare(
         cell["metadata"]["digest"] = digest
     return json.dumps(notebook), aside
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #c40ec756
+# %% ../nbs/Z_how_this_book_is_built.ipynb #533e28b0
 def defined(
     source: str,  # Python text of an exported cell
-) -> list[str]:  # names of its public functions and classes
+) -> list[str]:  # names of its public functions, classes and patched methods
     "List what a cell defines for others (appendix Z)."
-    return [
-        node.name
-        for node in ast.parse(source).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        and not node.name.startswith("_")
-    ]
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            patched = any("patch" in ast.unparse(d) for d in node.decorator_list)
+            owner = f"{ast.unparse(node.args.args[0].annotation)}." if patched else ""
+            names.append(owner + node.name)
+    return [name for name in names if not name.split(".")[-1].startswith("_")]
 
 # %% ../nbs/Z_how_this_book_is_built.ipynb #aabd61a6
 def _root(app):

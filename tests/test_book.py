@@ -121,6 +121,19 @@ def test_prepare_keeps_typesetting_out_of_the_executed_page():
     assert json.loads(page)["cells"][0]["metadata"]["digest"] == "d"
 
 
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("def f(): ...\nclass A: ...\ndef _g(): ...\nB = 1", ["f", "A"]),
+        ("@patch\ndef save(self: A, path): ...", ["A.save"]),
+        ("@patch(cls_method=True)\ndef load(cls: A): ...", ["A.load"]),
+        ("@patch\ndef _hidden(self: A): ...\n@cache\ndef f(x): ...", ["f"]),
+    ],
+)
+def test_what_a_cell_defines(source, names):
+    assert book.defined(source) == names
+
+
 def test_dealing_keeps_every_page_and_splits_the_work():
     order = book.deal(list("abcdefgh"), heavy=set("abcd"))
     assert sorted(order) == list("abcdefgh")
