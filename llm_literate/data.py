@@ -267,7 +267,7 @@ def make_loader(
     return Loader(dataset, order, collate_fn=collate_fn,
                   num_workers=num_workers, pin_memory=pin_memory)
 
-# %% ../nbs/02c_data.ipynb #54757477
+# %% ../nbs/02c_data.ipynb #3f1f0148
 class DataUnavailable(OSError):
     "Say that a data file is not to be had, and where to put it (book 2.2)."
 
@@ -284,7 +284,7 @@ class DataFile:
     archive: str = "" # name of the zip file that holds it, if any
     archive_sha256: str = "" # of that zip file
 
-# %% ../nbs/02c_data.ipynb #8b9b1bda
+
 _BOOK = ("https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/",
          "https://cdn.jsdelivr.net/gh/rasbt/LLMs-from-scratch@main/")
 
