@@ -190,7 +190,7 @@ class BatchOrder:
             m = len(part)
             yield part[self.rank * m // w:(self.rank + 1) * m // w]
 
-# %% ../nbs/02c_data.ipynb #124cf41b
+# %% ../nbs/02c_data.ipynb #d5e63384
 class Loader:
     "Give a dataset's batches, epoch after epoch, and go on from any (book 2.6)."
 
@@ -219,7 +219,7 @@ class Loader:
     def _give(self, batches, epoch, start):
         for self.batch, batch in enumerate(batches, start + 1):
             yield batch
-        self.epoch, self.batch = epoch + 1, 0
+        self.epoch, self.batch = self._resume = epoch + 1, 0
 
     def state_dict(self) -> dict: # plain numbers, the same on every rank
         "Say which batches have been given, for a checkpoint."

@@ -289,6 +289,8 @@ def test_a_look_at_the_first_batch_changes_nothing(windows):
     rest = as_lists(resumed)
     assert rest[0] == peek and len(rest) == 2
     assert len(as_lists(resumed)) == 5
+    resumed.epoch = 1  # the epoch of the state, but now from its beginning
+    assert len(as_lists(resumed)) == 5
 
 
 def test_a_state_of_another_loader_is_refused(windows):
