@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['KVCache', 'MultiHeadAttention']
 
-# %% ../nbs/03b_multi_head_attention.ipynb #4ae8dbc2
+# %% ../nbs/03b_multi_head_attention.ipynb #97595c55
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/03b_multi_head_attention.ipynb #6c2ce298
@@ -59,53 +60,62 @@ class KVCache:
                              f"that holds {self.length}")
         self.length = length
 
-# %% ../nbs/03b_multi_head_attention.ipynb #8dbb2064
+# %% ../nbs/03b_multi_head_attention.ipynb #93858cac
 def _attend(
-    q: torch.Tensor, # (b, h, t, d) queries of the last t tokens
-    k: torch.Tensor, # (b, h, s, d) keys of all s tokens
+    q: torch.Tensor, # (b, h, t, d) queries of the t new tokens
+    k: torch.Tensor, # (b, h, s, d) keys of all s tokens, the new ones last
     v: torch.Tensor, # (b, h, s, d) values of all s tokens
     dropout: float, # share of the weights set to 0
 ) -> torch.Tensor: # (b, h, t, d)
-    "Let each of the last tokens see itself and all before it (Vaswani et al. 2017, 3.2.1)."
+    "Let each new token see itself and all before it (Vaswani et al. 2017, 3.2.1)."
     t, s = q.shape[2], k.shape[2]
-    slow = q.is_cpu and q.dtype.itemsize == 2 # torch's fused function, for 16-bit numbers
-    if slow and t == 1:
+    half = q.is_cpu and q.dtype.itemsize == 2 # where torch's own function is slow
+    if half and t == 1:
         return _attend(q.float(), k.float(), v.float(), dropout).to(v.dtype)
-    if slow and s <= 512: # a larger table of weights would cost too much memory
+    if half and s <= 512: # a larger table of weights would cost too much memory
         future = torch.full((t, s), -torch.inf, dtype=q.dtype).triu(s - t + 1)
         scores = (q * q.shape[3] ** -0.5) @ k.mT + future
         return F.dropout(scores.softmax(-1), dropout) @ v
     mask = None # one token may see all; all tokens have `is_causal`
     if 1 < t < s:
         mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=1 < t == s)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=1 < t == s)
 
-# %% ../nbs/03b_multi_head_attention.ipynb #ba7ee103
+# %% ../nbs/03b_multi_head_attention.ipynb #b0fd7dc3
+def _refuse(
+    dropout: float, # must be in [0, 1)
+    **sizes: int, # must be at least 1
+) -> None:
+    "Raise ValueError for the first of the numbers that cannot be."
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}, must be at least 1")
+    if sizes["d_out"] % sizes["num_heads"]:
+        raise ValueError(f"d_out is {sizes['d_out']}, must be a multiple of num_heads, "
+                         f"{sizes['num_heads']}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}, must be in [0, 1)")
+
+# %% ../nbs/03b_multi_head_attention.ipynb #d903ada0
 class MultiHeadAttention(nn.Module):
-    """Mix each token with those before it, in several heads (book 3.6.2; Vaswani et al. 2017, 3.2.2).
+    """Mix each token with those before it (book 3.6.2; Vaswani et al. 2017, 3.2.2).
 
-    Padding at the end of a row changes nothing before it. Raises ValueError if a size
-    or the rate is impossible, or if the tokens are more than the context length.
+    Raises ValueError if a size or rate is impossible, or the context is too short.
     """
 
     def __init__(
         self,
         d_in: int, # width of the input, at least 1
-        d_out: int, # width of all heads together, a multiple of `num_heads`
+        d_out: int, # width of all heads together, a multiple of num_heads
         context_length: int, # most tokens it takes, cached ones included
         dropout: float, # share of the weights set to 0 in training, in [0, 1)
         num_heads: int, # at least 1
         qkv_bias: bool = False, # whether queries, keys and values have a bias
     ):
         super().__init__()
-        for name, size in dict(d_in=d_in, d_out=d_out, context_length=context_length,
-                               num_heads=num_heads).items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}, must be at least 1")
-        if d_out % num_heads:
-            raise ValueError(f"d_out is {d_out}, must be a multiple of num_heads, {num_heads}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, must be in [0, 1)")
+        _refuse(dropout, d_in=d_in, d_out=d_out, context_length=context_length,
+                num_heads=num_heads)
         self.d_in, self.d_out, self.context_length = d_in, d_out, context_length
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -117,10 +127,12 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: torch.Tensor, # (b, t, d_in); with a cache, the tokens after the cached ones
-        cache: KVCache | None = None, # of this layer; takes in the keys and values of x
+        cache: KVCache | None = None, # of this layer; takes in keys and values of x
     ) -> torch.Tensor: # (b, t, d_out)
+        "Give each token what it takes from itself and those before it."
         if x.ndim != 3 or x.shape[2] != self.d_in:
-            raise ValueError(f"x has shape {tuple(x.shape)}, must be (b, t, {self.d_in})")
+            raise ValueError(f"x has shape {tuple(x.shape)}, "
+                             f"must be (b, t, {self.d_in})")
         (b, t, _), past = x.shape, 0 if cache is None else cache.length
         if past + t > self.context_length:
             raise ValueError(f"{past + t} tokens are more than the context length, "
@@ -132,6 +144,9 @@ class MultiHeadAttention(nn.Module):
         mixed = _attend(q, k, v, self.dropout.p if self.training else 0.0)
         return self.out_proj(mixed.transpose(1, 2).reshape(b, t, self.d_out))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        state_dict.pop(prefix + "mask", None) # a buffer of the book's class, not needed here
-        super()._load_from_state_dict(state_dict, prefix, *args)
+# %% ../nbs/03b_multi_head_attention.ipynb #fdf5993f
+@patch
+def _load_from_state_dict(self: MultiHeadAttention, state_dict, prefix, *args):
+    "Leave out the book's mask."
+    state_dict.pop(prefix + "mask", None)
+    nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
