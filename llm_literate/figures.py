@@ -312,7 +312,7 @@ def box(
     label(ax, x, y, text, PAPER if solid else INK, size, mono=mono, bold=solid)
     return Box(x, y, w, h)
 
-# %% ../nbs/Zb_figures.ipynb #f9d6aa79
+# %% ../nbs/Zb_figures.ipynb #eb70872d
 def arrow(
     ax,  # a canvas
     a: tuple[float, float],  # from, inches
@@ -334,7 +334,7 @@ def arrow(
         x = (x1 + x2) / 2 - bend * (y2 - y1) / 2
         y = (y1 + y2) / 2 + bend * (x2 - x1) / 2
         if abs(x2 - x1) >= abs(y2 - y1):
-            label(ax, x, y + 0.13, text, color=color, size=10)
+            label(ax, x, y + (-0.13 if bend * (x2 - x1) < 0 else 0.13), text, color, 10)
         else:
             label(ax, x + 0.09, y, text, color=color, size=10, ha="left")
 
