@@ -19,6 +19,15 @@ settings.load_profile("attention")
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Tiny tensors are faster without help."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
