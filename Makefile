@@ -13,7 +13,7 @@ SHELL := bash
 # What pip says, less the lines about packages that are there already.
 NEWS := { grep -v 'already satisfied' || true; }
 
-.PHONY: help setup sync site book page test serve export vocabulary lint bench screenshot clean
+.PHONY: help setup sync site book page test serve export vocabulary pictures lint bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -68,6 +68,9 @@ test: lint book  ## everything that passes or fails
 
 vocabulary: setup  ## train the shipped vocabulary again
 	@$(BIN)/python -c 'from llm_literate import small_world, tokenizer; tokenizer.BPETokenizer.train(small_world.corpus(), 2048).save("llm_literate/assets/small_tokenizer.json")'
+
+pictures: setup  ## draw the logo and the other stored pictures again
+	@$(BIN)/python -c 'from llm_literate import figures; figures.write_assets()'
 
 bench: setup  ## time our code beside its peers, in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

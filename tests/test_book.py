@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_literate import book
+from llm_literate import book, notebooks
 from llm_literate.ledger import Record
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def notebook(*cells):
     ],
 )
 def test_directives_are_read_off_the_top(source, found, rest):
-    assert book.directives(source) == (found, rest)
+    assert notebooks.directives(source) == (found, rest)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_directives_are_read_off_the_top(source, found, rest):
     ],
 )
 def test_directives_become_tags(found, tags):
-    assert book.cell_tags(found) == tags
+    assert notebooks.cell_tags(found) == tags
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_directives_become_tags(found, tags):
     ],
 )
 def test_imports_of_the_package_are_found(line, modules):
-    assert book.imported(line, ROOT / "llm_literate") == modules
+    assert notebooks.imported(line, ROOT / "llm_literate") == modules
 
 
 def two_records(first, second):
@@ -99,23 +99,23 @@ def package(tmp_path):
 )
 def test_a_page_digest_follows_what_the_page_stands_on(package, path, text, changes):
     source = 'from llm_literate.b import x\ncheck("1-x", 1)'
-    before = book.page_digest(source, package)
+    before = notebooks.page_digest(source, package)
     (package / path).write_text(text)
-    assert (book.page_digest(source, package) != before) == changes
+    assert (notebooks.page_digest(source, package) != before) == changes
 
 
 def test_surroundings_follow_pins_scale_and_data(tmp_path):
-    seen = {book.surroundings(tmp_path, {}), book.surroundings(tmp_path, {"LLM_LITERATE_SCALE": "book"})}
+    seen = {notebooks.surroundings(tmp_path, {}), notebooks.surroundings(tmp_path, {"LLM_LITERATE_SCALE": "book"})}
     (tmp_path / "constraints.txt").write_text("torch==2")
-    seen.add(book.surroundings(tmp_path, {}))
-    seen.add(book.surroundings(tmp_path, {"LLM_LITERATE_DATA": str(tmp_path)}))
+    seen.add(notebooks.surroundings(tmp_path, {}))
+    seen.add(notebooks.surroundings(tmp_path, {"LLM_LITERATE_DATA": str(tmp_path)}))
     assert len(seen) == 4
 
 
 def test_prepare_keeps_typesetting_out_of_the_executed_page():
     first = notebook(cell("#| export\n#| fig-cap: one\ndef f(): ..."), cell("1"))
     second = notebook(cell("#| export\n#| fig-cap: two\ndef f(): ..."), cell("1"))
-    (page, aside), (other, _) = book.prepare(first, "d"), book.prepare(second, "d")
+    (page, aside), (other, _) = notebooks.prepare(first, "d"), notebooks.prepare(second, "d")
     assert [c["source"] for c in json.loads(page)["cells"]] == [c["source"] for c in json.loads(other)["cells"]]
     assert aside[0]["names"] == ["f"] and aside[0]["fig-cap"] == "one"
     assert json.loads(page)["cells"][0]["metadata"]["digest"] == "d"
@@ -131,7 +131,7 @@ def test_prepare_keeps_typesetting_out_of_the_executed_page():
     ],
 )
 def test_what_a_cell_defines(source, names):
-    assert book.defined(source) == names
+    assert notebooks.defined(source) == names
 
 
 def test_dealing_keeps_every_page_and_splits_the_work():
