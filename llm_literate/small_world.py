@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['stories', 'messages', 'instructions', 'corpus']
 
-# %% ../nbs/02b_small_world.ipynb #16017a6a
+# %% ../nbs/02b_small_world.ipynb #dfe0e8fc
 import random
+from hashlib import sha256
 
 from llm_literate.valley import (
     ABOUT,
@@ -46,19 +47,21 @@ def _templates(section: str) -> dict[str, list]:
 _SECTIONS = ("plots", "talk", "facts", "lessons", "instructions")
 _PLOTS, _TALK, _SAID, _LESSONS, _TASKS = map(_templates, _SECTIONS)
 
-# %% ../nbs/02b_small_world.ipynb #5821fda6
-_EVERYBODY, _EVERYWHERE = list(PEOPLE.values()), list(PLACES.values())
+# %% ../nbs/02b_small_world.ipynb #38735e65
+_EVERYBODY = sorted(PEOPLE.values(), key=lambda p: sha256(p.encode()).digest())
+_EVERYWHERE = list(PLACES.values())
 _PETS = [ANIMALS[name] for name in WORDS["pet"]]
 
 
 def _setting(rng: random.Random, people: list, plot: str = "") -> dict:
     "Draw what a text may speak of: people, places, things, food, numbers, a day."
-    h, f, g = draw(rng, people, 3)
+    skew = 2 if people is _EVERYBODY else 1  # some people are told of more than others
+    h, f, g = draw(rng, people, 3, skew)
     p, q = draw(rng, [place for place in _EVERYWHERE if place != h.home], 2)
     first, others = _TEXTS["pools"].get(plot, "names names").split()
-    t = pick(rng, WORDS[first])
-    u, v = draw(rng, [thing for thing in WORDS[others] if thing != t], 2)
-    c, d, e = draw(rng, WORDS["looks"], 3)
+    t = pick(rng, WORDS[first], skew)
+    u, v = draw(rng, [thing for thing in WORDS[others] if thing != t], 2, skew)
+    c, d, e = draw(rng, WORDS["looks"], 3, skew)
     x, y, z = draw(rng, WORDS["soup" if plot == "soup" else "foods"], 3)
     j, m = (2 + int(rng.random() * 5) for _ in range(2))
     k, j, m = (WORDS["numbers"][n - 1] for n in (j + m, j, m))
@@ -327,17 +330,16 @@ def instructions(
         written.setdefault((entry["instruction"], entry["input"]), entry)
     return list(written.values())
 
-# %% ../nbs/02b_small_world.ipynb #670f774f
-_TOLD = [*ABOUT, "home", "home", "job", "job"]  # people are told of most
+# %% ../nbs/02b_small_world.ipynb #39d80286
+_TOLD = [*FACTS, *2 * (ABOUT["home"] + ABOUT["job"])]  # of people most is told
 
 
 def _knowledge(rng: random.Random) -> str:
     "Say some facts, each in one of several ways; something false only to call it wrong."
     said = []
     for _ in range(4 + int(rng.random() * 4)):
-        kind = pick(rng, _TOLD)
-        fact = pick(rng, ABOUT[kind])
-        wrong = untrue(rng, fact)
+        fact = pick(rng, _TOLD)
+        kind, wrong = fact.kind, untrue(rng, fact)
         if kind in _CLAIMS and rng.random() < 0.25:
             slots = {"true": _claim(rng, fact, fact.value), "false": _claim(rng, fact, wrong)}
             start = 0 if kind in ("home", "job") else 1  # a name keeps its capital
@@ -370,7 +372,7 @@ def _lesson(rng: random.Random, split: str) -> str:
         done.append(tell(rng, pick(rng, _LESSONS[kind]), slots))
     return "\n".join(done)
 
-# %% ../nbs/02b_small_world.ipynb #4aed1ba8
+# %% ../nbs/02b_small_world.ipynb #d10dc9a2
 def _exam(entry: dict) -> str:
     "Write an instruction and its answer in the form that chapter 7 trains on."
     given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
@@ -381,7 +383,7 @@ def _exam(entry: dict) -> str:
 
 
 def corpus(
-    n_stories: int = 6000,  # how many stories; all else grows with them, to 800 bytes a story
+    n_stories: int = 5000,  # how many stories; with all else, 900 bytes for each
     seed: int | str = 0,  # the same seed gives the same text
     split: str = "train",  # "train", "val" or "test"
 ) -> str:  # documents, each ended by "<|endoftext|>"
@@ -392,7 +394,7 @@ def corpus(
     _check(n_stories, split)
     rng, seed = random.Random(f"corpus {split} {seed}"), f"corpus {seed}"
     documents = stories(n_stories, seed, split)
-    documents += [_knowledge(rng) for _ in range(n_stories // 2)]
+    documents += [_knowledge(rng) for _ in range(n_stories)]
     documents += [_lesson(rng, split) for _ in range(n_stories // 3)]
     documents += [m["text"] for m in messages(n_stories // 4, seed, split, spam=0.2)]
     documents += [_exam(entry) for entry in instructions(n_stories // 6, seed, split)]

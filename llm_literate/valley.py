@@ -178,38 +178,44 @@ FACTS += [Fact(kind, person, getattr(person, kind), person.split)
 ABOUT = {kind: [f for f in FACTS if f.kind == kind]
          for kind in dict.fromkeys(f.kind for f in FACTS)}
 
-# %% ../nbs/02b0_valley.ipynb #2381638c
+# %% ../nbs/02b0_valley.ipynb #b066f9f5
+_TRUE = {(f.kind, f.subject, f.value) for f in FACTS}
+
+
 def untrue(
     rng: random.Random,  # makes the choice
     fact: Fact,  # what is true
 ) -> Word:  # a value of the same kind that the subject does not have
     "Pick a value that would make a fact false (this page)."
-    true = {f.value for f in ABOUT[fact.kind] if f.subject == fact.subject}
-    wrong = [f.value for f in ABOUT[fact.kind] if f.value not in true | {fact.subject}]
-    return pick(rng, wrong)
+    while True:
+        value = pick(rng, ABOUT[fact.kind]).value
+        if value != fact.subject and (fact.kind, fact.subject, value) not in _TRUE:
+            return value
 
-# %% ../nbs/02b0_valley.ipynb #75e8ccee
+# %% ../nbs/02b0_valley.ipynb #683b880c
 def pick(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple
+    skew: int = 1,  # 1: all alike; 2 or more: the sooner in the list, the more often
 ):  # one of them
     "Choose one item, in the same way with every version of Python (this page)."
-    return items[int(rng.random() * len(items))]
+    return items[int(rng.random() ** skew * len(items))]
 
 
 def draw(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple, with at least k different ones in it
     k: int,  # how many
+    skew: int = 1,  # as for `pick`
 ) -> list:  # k different items
     "Choose several items, none twice (this page)."
     drawn = []
     while len(drawn) < k:
-        if (item := pick(rng, items)) not in drawn:
+        if (item := pick(rng, items, skew)) not in drawn:
             drawn.append(item)
     return drawn
 
-# %% ../nbs/02b0_valley.ipynb #f2e6592a
+# %% ../nbs/02b0_valley.ipynb #a1c457ca
 def template(
     text: str,  # one or more lines
     parts: dict[str, list[str]] | None = None,  # name → choices, for <name>
@@ -236,4 +242,5 @@ def tell(
         if not optional or rng.random() < 0.5:
             chosen = [p if isinstance(p, str) else pick(rng, p) for p in parts]
             said.append("".join(chosen))
-    return " ".join(filter(None, said)).format_map(slots).replace("  ", " ")
+    text = " ".join(filter(None, said)).format_map(slots)
+    return text.replace("  ", " ").strip()
