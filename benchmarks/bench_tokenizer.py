@@ -1,6 +1,8 @@
 """Train and encode beside tokenizers, tiktoken and a plain loop: one run, alternating, medians and ratios.
 
 python benchmarks/bench_tokenizer.py [--text FILE] [--rounds N] [--naive]
+
+"wall" is what one waits, on a machine that others use too; "CPU" is the work of all threads together.
 """
 
 import argparse
@@ -109,25 +111,30 @@ def peer_tokenizer(bpe: BPETokenizer) -> tokenizers.Tokenizer:
     return peer
 
 
-def race(contestants: dict, rounds: int) -> dict[str, list[float]]:
-    "Let all contestants run in turn, in another order each round; seconds of each run."
+def clock(work) -> tuple[float, float]:
+    "Run once: seconds waited, seconds computed."
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def race(contestants: dict, rounds: int) -> dict[str, tuple[float, float]]:
+    "Let all contestants run in turn, in another order each round; medians of wall and CPU seconds."
     times = {name: [] for name in contestants}
     for k in range(rounds):
         names = list(contestants)
         for name in names[k % len(names):] + names[:k % len(names)]:
-            start = time.perf_counter()
-            contestants[name]()
-            times[name].append(time.perf_counter() - start)
-    return times
+            times[name].append(clock(contestants[name]))
+    return {name: tuple(map(statistics.median, zip(*runs, strict=True))) for name, runs in times.items()}
 
 
-def table(title: str, times: dict[str, list[float]], ours: str, megabytes: float | None = None) -> None:
-    print(f"\n{title}")
-    base = statistics.median(times[ours])
-    for name, runs in times.items():
-        middle = statistics.median(runs)
-        speed = f"{megabytes / middle:8.2f} MB/s" if megabytes else ""
-        print(f"  {name:<46}{middle:9.3f} s{speed}   {middle / base:8.2f} × our time")
+def table(title: str, times: dict[str, tuple[float, float]], megabytes: float | None = None) -> None:
+    "Print the times, and their ratios to ours, which stand first."
+    (base_wall, base_cpu), *_ = times.values()
+    print(f"\n{title:<56}{'wall':>8}{'CPU':>9}{'wall':>12}{'CPU':>8}" + ("     MB per CPU s" if megabytes else ""))
+    for name, (wall, cpu) in times.items():
+        speed = f"{megabytes / cpu:12.2f}" if megabytes else ""
+        print(f"  {name:<52}{wall:8.3f} s{cpu:7.3f} s{wall / base_wall:9.2f} ×{cpu / base_cpu:6.2f} ×{speed}")
 
 
 def train_peer(pieces: list[str]) -> tokenizers.Tokenizer:
@@ -163,20 +170,19 @@ def compare(name: str, text: str, args) -> None:
     times = race({
         "ours": lambda: BPETokenizer.train(text, VOCABULARY),
         "tokenizers, one string": lambda: train_peer([text]),
-        "tokenizers, lines (all cores)": lambda: train_peer(lines),
+        "tokenizers, lines": lambda: train_peer(lines),
     }, args.rounds)
     part = text if args.naive else text[:len(text) // PART]
-    start = time.perf_counter()
-    plain_training(part, VOCABULARY - 257)
     factor = len(text) / len(part)
     label = "plain loop" + (f" (1/{PART} of the text, × {PART})" if factor > 1 else "")
-    times[label] = [(time.perf_counter() - start) * factor]
-    table("Training", times, "ours")
+    times[label] = tuple(s * factor for s in clock(lambda: plain_training(part, VOCABULARY - 257)))
+    table("Training", times)
 
     trained = BPETokenizer.train(text, VOCABULARY)
     assert train_peer([text]).get_vocab_size() == trained.n_vocab
+    gpt2 = gpt2_tokenizer()
     for title, bpe, fast in (("the trained vocabulary", trained, trained.to_tiktoken()),
-                             ("GPT-2's vocabulary", BPETokenizer.from_tiktoken(gpt2_tokenizer()), gpt2_tokenizer())):
+                             ("GPT-2's vocabulary", BPETokenizer.from_tiktoken(gpt2), gpt2)):
         peer, few = peer_tokenizer(bpe), text[:len(text) // 10]
         assert bpe.encode(text) == fast.encode(text) == peer.encode(text).ids
 
@@ -192,13 +198,13 @@ def compare(name: str, text: str, args) -> None:
             "ours, words known": again,
             "tiktoken": lambda fast=fast: fast.encode(text),
             "tokenizers": lambda peer=peer: peer.encode(text).ids,
-            "tokenizers, encode_batch_fast of lines (all cores)":
+            "tokenizers, encode_batch_fast of lines":
                 lambda peer=peer: [e.ids for e in peer.encode_batch_fast(lines)],
         }, args.rounds)
-        start = time.perf_counter()
         assert plain_encoding(few, bpe.ranks) == bpe.encode(few)
-        times["plain search (1/10 of the text, × 10)"] = [(time.perf_counter() - start) * 10]
-        table(f"Encoding with {title}", times, "ours", size)
+        plain = clock(lambda few=few, bpe=bpe: plain_encoding(few, bpe.ranks))
+        times["plain search (1/10 of the text, × 10)"] = tuple(s * 10 for s in plain)
+        table(f"Encoding with {title}", times, size)
 
 
 if __name__ == "__main__":
