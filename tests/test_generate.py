@@ -292,7 +292,8 @@ def test_ids_keep_their_type_and_the_prompt_its_memory():
     (dict(ids=torch.zeros(3, dtype=torch.long)), r"shape \(3,\)"),
     (dict(ids=torch.zeros(1, 0, dtype=torch.long)), r"shape \(1, 0\).*at least one row and one token"),
     (dict(ids=torch.zeros(1, 2)), "torch.float32"),
-    *[(dict(max_new_tokens=n), f"max_new_tokens is {n!r}, must be an integer, 0 or more") for n in (-1, 2.0, None, True)],
+    *[(dict(max_new_tokens=n), f"max_new_tokens is {n!r}, must be an integer, 0 or more")
+      for n in (-1, 2.0, None, True)],
     *[(dict(temperature=t), f"temperature is {t!r}, must be finite, 0 or more") for t in (-0.1, math.nan, math.inf)],
     *[(dict(top_k=k), f"top_k is {k!r}, must be an integer, 1 or more, or None") for k in (0, -3, 1.5, True)],
     *[(dict(top_p=p), rf"top_p is {p!r}, must be in \(0, 1\], or None") for p in (0, -0.1, 1.01, math.nan)],
