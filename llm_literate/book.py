@@ -239,7 +239,7 @@ def _docments(app, what, name, obj, options, lines):
     if what in ("function", "method", "class"):
         lines += ["", *parameter_lines(obj)]
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #edc27471
+# %% ../nbs/Z_how_this_book_is_built.ipynb #25c2c9b9
 def _link_back(app, doctree, docname):
     from docutils import nodes
     from sphinx import addnodes
@@ -257,6 +257,12 @@ def _link_back(app, doctree, docname):
             signature += nodes.reference(
                 "", "on its page", internal=True, refuri=uri, classes=["lit-defined"]
             )
+            if "[source]" not in signature.astext():  # a method added by @patch
+                source = f"_modules/{signature['module'].replace('.', '/')}"
+                uri = app.builder.get_relative_uri(docname, source)
+                signature += nodes.reference(
+                    "", "[source]", internal=True, refuri=uri, classes=["lit-defined"]
+                )
 
 # %% ../nbs/Z_how_this_book_is_built.ipynb #358abcc3
 def mathml(

@@ -97,20 +97,17 @@ def agree(
         return got == expected
     return abs(got - expected) <= tolerance
 
-# %% ../nbs/Za_ledger.ipynb #54456b15
+# %% ../nbs/Za_ledger.ipynb #02a5d70c
 def show(
     value,  # plain value
 ) -> str:  # short text for it
     "Write a value the way a page shows it (appendix Z)."
-    if isinstance(value, list):
-        return "[" + ", ".join(show(v) for v in value) + "]"
+    if isinstance(value, list):  # full of commas already, so none inside its numbers
+        return str([float(show(v)) if isinstance(v, float) else v for v in value])
     if isinstance(value, float):
         return f"{value:.6g}"
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and abs(value) >= 10_000
-        else str(value)
-    )
+    wide = isinstance(value, int) and abs(value) >= 10_000
+    return f"{value:,}" if wide else str(value)
 
 
 @dataclass(frozen=True)

@@ -99,3 +99,4 @@ def test_marks_are_safe_html():
     mark = Mark(Record("1-<b>", "1", "x", "<i>", "reproduced"), "<i>")
     assert "<i>" not in mark._repr_html_() and "<b>" not in mark._repr_html_()
     assert show(50257) == "50,257" and show([1, 2.5]) == "[1, 2.5]"
+    assert show([15496, 0.12345678]) == "[15496, 0.123457]" and show([[50257]]) == "[[50257]]"
