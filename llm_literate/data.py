@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'PATIENCE', 'SLOWEST', 'TokenWindows', 'flat_ids', 'BatchOrder', 'Loader', 'make_loader', 'DataUnavailable',
            'DataFile', 'local', 'fetch']
 
-# %% ../nbs/02c_data.ipynb #93a717b2
+# %% ../nbs/02c_data.ipynb #1664f18e
 import array
 import os
 import re
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-# %% ../nbs/02c_data.ipynb #57d40289
+# %% ../nbs/02c_data.ipynb #22a1ebd2
 with warnings.catch_warnings(): # in a notebook, its progress bar asks for widgets
     warnings.filterwarnings("ignore", message="IProgress not found")
     import pooch
