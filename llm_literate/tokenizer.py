@@ -41,7 +41,8 @@ _WORDS = (
     r"|\s+(?!\S)|\s+"  # white space, except for the space before a word
 )
 GPT2_PATTERN = _WORDS.replace("LETTER", r"\p{L}").replace("DIGIT", r"\p{N}")
-_ASCII = re.compile(_WORDS.replace("LETTER", "A-Za-z").replace("DIGIT", "0-9"), re.ASCII)
+_ASCII = re.compile(
+    _WORDS.replace("LETTER", "A-Za-z").replace("DIGIT", "0-9"), re.ASCII)
 
 
 def cut_words(
@@ -58,10 +59,7 @@ def learn_merges(
     counts: dict[str, int],  # word → how often it occurs
     n: int,  # how many merges to learn, at most
 ) -> list[tuple[int, int]]:  # pairs of ids; number i makes token 256 + i
-    """Merge the most frequent pair n times (Sennrich et al. 2016, 3.2).
-
-    In a tie the pair with the smallest ids wins, the left id before the right.
-    """
+    "Merge the most frequent pair n times, ties by smallest ids (Sennrich 2016)."
     words = [word.encode().translate(_IDS).decode("latin-1") for word in counts]
     times = list(counts.values())
     pairs, where = defaultdict(int), defaultdict(list)  # pair → its count, its words

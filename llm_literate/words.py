@@ -107,7 +107,7 @@ class SimpleTokenizer:
         cls,
         text: str,  # its words become the vocabulary
         unknowns: bool = False,  # add "<|endoftext|>" and "<|unk|>" at the end?
-    ) -> "SimpleTokenizer":
+    ) -> "SimpleTokenizer":  # ready to encode
         "Number the different words of a text in sorted order (book 2.3)."
         words = sorted(set(split_words(text)) - {ENDOFTEXT, UNKNOWN})
         words += [ENDOFTEXT, UNKNOWN] if unknowns else []
