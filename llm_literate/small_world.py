@@ -33,21 +33,22 @@ from llm_literate.valley import (
     untrue,
 )
 
-# %% ../nbs/02b_small_world.ipynb #4c6d2fa2
+# %% ../nbs/02b_small_world.ipynb #bf0e3e52
 _TEXTS = read("small_world_texts.toml")
 
 
 def _templates(section: str) -> dict[str, list]:
     "Cut the templates of one section: one for a plot, a list for anything else."
     parts = _TEXTS["parts"]
-    return {name: template(t, parts) if isinstance(t, str) else [template(x, parts) for x in t]
-            for name, t in _TEXTS[section].items()}
+    return {name: template(text, parts) if isinstance(text, str) else
+            [template(line, parts) for line in text]
+            for name, text in _TEXTS[section].items()}
 
 
 _SECTIONS = ("plots", "talk", "facts", "lessons", "instructions")
 _PLOTS, _TALK, _SAID, _LESSONS, _TASKS = map(_templates, _SECTIONS)
 
-# %% ../nbs/02b_small_world.ipynb #38735e65
+# %% ../nbs/02b_small_world.ipynb #ecf2faa0
 _EVERYBODY = sorted(PEOPLE.values(), key=lambda p: sha256(p.encode()).digest())
 _EVERYWHERE = list(PLACES.values())
 _PETS = [ANIMALS[name] for name in WORDS["pet"]]
@@ -55,7 +56,7 @@ _PETS = [ANIMALS[name] for name in WORDS["pet"]]
 
 def _setting(rng: random.Random, people: list, plot: str = "") -> dict:
     "Draw what a text may speak of: people, places, things, food, numbers, a day."
-    skew = 2 if people is _EVERYBODY else 1  # some people are told of more than others
+    skew = 2 if people is _EVERYBODY else 1  # some are told of more than others
     h, f, g = draw(rng, people, 3, skew)
     p, q = draw(rng, [place for place in _EVERYWHERE if place != h.home], 2)
     first, others = _TEXTS["pools"].get(plot, "names names").split()
@@ -66,17 +67,19 @@ def _setting(rng: random.Random, people: list, plot: str = "") -> dict:
     j, m = (2 + int(rng.random() * 5) for _ in range(2))
     k, j, m = (WORDS["numbers"][n - 1] for n in (j + m, j, m))
     return dict(h=h, f=f, g=g, r=h, p=p, q=q, t=t, u=u, v=v, c=c, d=d, e=e, x=x, y=y,
-                z=z, k=k, j=j, m=m, a=pick(rng, _PETS), b=pick(rng, WORDS["countable"]),
-                box=pick(rng, WORDS["containers"]), day=pick(rng, WORDS["days"]))
+                z=z, k=k, j=j, m=m, a=pick(rng, _PETS), day=pick(rng, WORDS["days"]),
+                b=pick(rng, WORDS["countable"]), box=pick(rng, WORDS["containers"]))
 
-# %% ../nbs/02b_small_world.ipynb #48f7582e
+# %% ../nbs/02b_small_world.ipynb #fcb5ca10
 _NEAR = {place: [b if a == place else a for a, b in ROADS if place in (a, b)]
          for place in _EVERYWHERE}
 _OPPOSITES = [Word(f.subject, opposite=f.value) for f in ABOUT["opposite"]]
 _VERBS = [Word(f.subject, past=f.value) for f in ABOUT["past"]]
 _CRIERS = [animal for animal in ANIMALS.values() if hasattr(animal, "says")]
-_ITEMS = [Word(w, colour=COLOURS[w.a], kind=k) for w, k in KINDS.items() if w.a in COLOURS]
-_RIDDLES = [(a, b) for a in _ITEMS for b in _ITEMS if a.kind == b.kind and a.colour != b.colour]
+_ITEMS = [Word(w, colour=COLOURS[w.a], kind=KINDS[w])
+          for w in KINDS if w.a in COLOURS]
+_RIDDLES = [(a, b) for a in _ITEMS for b in _ITEMS
+            if a.kind == b.kind and a.colour != b.colour]
 
 
 def _walk(rng: random.Random, start: Word, steps: int) -> list[Word]:
@@ -93,10 +96,10 @@ def _scene(rng: random.Random, plot: str, people: list) -> dict:
     slots = _setting(rng, people, plot)
     f, syllables = slots["f"], draw(rng, WORDS["syllables"], 4)
     song = [pick(rng, syllables) for _ in range(3 + int(rng.random() * 4))]
-    slots |= zip(("w1", "w2", "w3"), draw(rng, NOUNS, 3))
-    slots |= zip(("o1", "o2"), draw(rng, _OPPOSITES, 2))
-    slots |= zip(("i", "wrong"), pick(rng, _RIDDLES))
-    slots |= zip(("r1", "r2", "r3", "r4"), _walk(rng, slots["h"].home, 3))
+    slots |= zip(("w1", "w2", "w3"), draw(rng, NOUNS, 3), strict=True)
+    slots |= zip(("o1", "o2"), draw(rng, _OPPOSITES, 2), strict=True)
+    slots |= zip(("i", "wrong"), pick(rng, _RIDDLES), strict=True)
+    slots |= zip(("r1", "r2", "r3", "r4"), _walk(rng, slots["h"].home, 3), strict=True)
     slots |= dict(no=pick(rng, NOUNS), vb=pick(rng, _VERBS), cry=pick(rng, _CRIERS),
                   n=pick(rng, WORDS["pets"]), spot=pick(rng, WORDS["spots"]),
                   song=" ".join(song).capitalize(),
@@ -132,12 +135,12 @@ def stories(
             told[content] = tell(rng, _PLOTS[plot], slots)
     return list(told.values())
 
-# %% ../nbs/02b_small_world.ipynb #ea0a0e76
+# %% ../nbs/02b_small_world.ipynb #b472eb28
 def recalls(
     n: int = 200,  # how many
     seed: int | str = 0,  # the same seed gives the same stories
     split: str = "val",  # "train", "val" or "test"
-) -> list[tuple[str, str]]:  # the beginning of a story, and the name that must follow
+) -> list[tuple[str, str]]:  # beginning of a story, and the name that must follow
     """Cut stories before a name that only their beginning tells (this page).
 
     Raises ValueError if there is no such split.
@@ -149,12 +152,13 @@ def recalls(
         slots = _scene(rng, plot, list(_EVERYBODY))
         if split_of(f"{plot} {slots['h']} {slots['f']} {slots['t']}") != split:
             continue
-        start, last, _ = tell(rng, _PLOTS[plot], slots).partition("That is the story of")
+        story = tell(rng, _PLOTS[plot], slots)
+        start, last, _ = story.partition("That is the story of")
         if last:
             told.setdefault(start + last, str(slots["h"]))
     return list(told.items())
 
-# %% ../nbs/02b_small_world.ipynb #dee2c0a2
+# %% ../nbs/02b_small_world.ipynb #658dfd09
 def _say(rng: random.Random, name: str, slots: dict, **more) -> str:
     "Say one of the things under a name."
     return tell(rng, pick(rng, _TALK[name]), slots | more)
@@ -182,11 +186,12 @@ _HAM_PRIZES = ["I pay you", "g pay you", "you pay I", "I pay I", "you pay g",
 def _prize(rng, slots, spam):
     "Say who has won and who pays; in spam the reader has won and has to pay."
     winner, verb, payer = ("you pay you" if spam else pick(rng, _HAM_PRIZES)).split()
-    has = {"you": Word("you have"), "I": Word("I have"), "g": Word(f"{slots['g']} has")}
+    has = {"you": "you have", "I": "I have", "g": f"{slots['g']} has"}
+    has = {who: Word(text) for who, text in has.items()}
     won = _say(rng, "won", slots, has=has[winner], Has=has[winner].cap)
     return f"{won} {_say(rng, verb, slots, has=has[payer], Has=has[payer].cap)}"
 
-# %% ../nbs/02b_small_world.ipynb #0859300e
+# %% ../nbs/02b_small_world.ipynb #2f1c0b48
 def _sender(rng, slots, spam):
     "Say who writes; in spam the job or the home is not that person's."
     f, kind = slots["f"], pick(rng, ["job", "home"])
@@ -211,13 +216,13 @@ _SPLITS = ("train", "val", "test")
 _CAST = {split: [p for p in _EVERYBODY if p.split == split] for split in _SPLITS}
 _FOR_SALE = [f for kind in ("says", "colour", "young", "gives") for f in ABOUT[kind]]
 _FOR_SALE += [f for f in ABOUT["kind"] if f.subject in NOUNS]
-_OFFERS = {split: [f for f in _FOR_SALE if f.split == split and "the " not in f.subject.one]
-           for split in _SPLITS}
+_FOR_SALE = [f for f in _FOR_SALE if "the " not in f.subject.one]  # not the sky
+_OFFERS = {split: [f for f in _FOR_SALE if f.split == split] for split in _SPLITS}
 _CORES = {"plain": _plain, "advice": _advice, "hearsay": _hearsay, "prize": _prize,
           "sender": _sender, "goods": _goods}
 _MIX = ["plain"] * 3 + ["advice"] * 3 + ["hearsay", "prize", "sender", "goods"] * 2
 
-# %% ../nbs/02b_small_world.ipynb #beb14e3f
+# %% ../nbs/02b_small_world.ipynb #aa82a319
 def messages(
     n: int = 1000,  # how many
     seed: int | str = 0,  # the same seed gives the same messages
@@ -236,27 +241,29 @@ def messages(
         core = _CORES[kind](rng, slots, label == "spam")
         if split_of(core) != split:
             continue
-        idle = [tell(rng, t, slots) for t in draw(rng, _TALK["idle"], pick(rng, [0, 0, 1, 1, 2]))]
-        before = int(rng.random() * (len(idle) + 1))
+        idle = draw(rng, _TALK["idle"], pick(rng, [0, 0, 1, 1, 2]))
+        idle = [tell(rng, sentence, slots) for sentence in idle]
+        i = int(rng.random() * (len(idle) + 1))
         close = "" if kind == "sender" else _say(rng, "close", slots)
-        parts = [_say(rng, "greet", slots), *idle[:before], core, *idle[before:], close]
+        parts = [_say(rng, "greet", slots), *idle[:i], core, *idle[i:], close]
         text = " ".join(filter(None, parts))
         written.setdefault(text, {"text": text, "label": label, "kind": kind})
     return list(written.values())
 
-# %% ../nbs/02b_small_world.ipynb #dfdfb4f7
-def _listed(rng: random.Random, split: str, words: list, least: int = 3, most: int = 5) -> dict:
+# %% ../nbs/02b_small_world.ipynb #cb258f8b
+def _listed(rng: random.Random, split: str, words: list, least: int, most: int):
     "Draw a list of words and what can be asked of it."
     while True:
         drawn = draw(rng, words, least + int(rng.random() * (most - least + 1)))
         if split_of(listed := ", ".join(drawn)) == split:
             break
     i = int(rng.random() * (len(drawn) - 1))
-    return dict(list=listed, back=", ".join(drawn[::-1]), first=drawn[0], last=drawn[-1],
-                left=drawn[i], right=drawn[i + 1], n=WORDS["numbers"][len(drawn) - 1])
+    return dict(list=listed, back=", ".join(drawn[::-1]),
+                n=WORDS["numbers"][len(drawn) - 1], first=drawn[0],
+                last=drawn[-1], left=drawn[i], right=drawn[i + 1])
 
 
-def _sentence(rng: random.Random, split: str, people: list) -> dict:
+def _sentence(rng: random.Random, split: str, people: list):
     "Draw a sentence that says who did what and where, its forms, and a second one."
     while True:
         s = _setting(rng, people)
@@ -271,16 +278,17 @@ def _sentence(rng: random.Random, split: str, people: list) -> dict:
                 past2=f"{other} {did2} {what2} {where2}.",
                 renamed=f"{other} {did} {what} {where}.")
 
-# %% ../nbs/02b_small_world.ipynb #c3a8ce38
-def _request(rng: random.Random, split: str, people: list) -> dict:
+# %% ../nbs/02b_small_world.ipynb #28641cb1
+def _request(rng: random.Random, split: str, people: list):
     "Draw a command and the polite question for it."
     while True:
         command = tell(rng, pick(rng, _LESSONS["commands"]), _setting(rng, people))
         if split_of(command) == split:
-            return dict(command=Word(command).cap, polite=f"Could you please {command}?")
+            polite = f"Could you please {command}?"
+            return dict(command=Word(command).cap, polite=polite)
 
 
-def _numbers(rng: random.Random, split: str, most: int) -> dict:
+def _numbers(rng: random.Random, split: str, most: int):
     "Draw two different numbers, with their sum and their order."
     while True:
         a, b = (1 + int(rng.random() * most) for _ in range(2))
@@ -293,18 +301,19 @@ def _claim(rng: random.Random, fact: Fact, value: Word) -> str:
     "Say that a fact holds with this value."
     return tell(rng, _SAID[fact.kind][0], {"s": fact.subject, "v": value})
 
-# %% ../nbs/02b_small_world.ipynb #9948b0fc
+# %% ../nbs/02b_small_world.ipynb #2664c1cb
 _WORDS_OF = {split: [noun for noun in NOUNS if split_of(f"word {noun}") == split]
              for split in _SPLITS}
-_ASKED = {split: {kind: [f for f in facts if f.split == split] for kind, facts in ABOUT.items()}
-          for split in _SPLITS}
-_CLAIMS = ["opposite", "plural", "kind", "colour", "says", "lives", "young", "home", "job"]
+_ASKED = {split: {kind: [f for f in facts if f.split == split]
+                  for kind, facts in ABOUT.items()} for split in _SPLITS}
+_CLAIMS = ["opposite", "plural", "kind", "colour", "says", "lives", "young", "home",
+           "job"]  # what may be claimed, rightly or not
 _OF_A_LIST = {"repeat": "list", "first": "first", "last": "last", "after": "right",
               "reverse": "back", "count": "n"}  # task → what the answer is
 _OF_A_SENTENCE = {"who": "who", "where": "where", "what": "what", "which": "who",
                   "rename": "renamed", "yesterday": "past"}
 _FAMILIES = {"says": "animal", "lives": "animal", "young": "animal",
-             "home": "person", "job": "person"}  # all other tasks are their own family
+             "home": "person", "job": "person"}  # others: a family by themselves
 
 
 def _exercise(rng: random.Random, task: str, split: str) -> tuple[dict, str]:
@@ -315,7 +324,7 @@ def _exercise(rng: random.Random, task: str, split: str) -> tuple[dict, str]:
         return slots, slots[_OF_A_LIST[task]]
     if task in _OF_A_SENTENCE:
         slots = _sentence(rng, split, _CAST[split])
-        if task == "which" and rng.random() < 0.5:  # the one asked for may come second
+        if task == "which" and rng.random() < 0.5:  # asks for the second sentence
             slots["past"], slots["past2"] = slots["past2"], slots["past"]
         return slots, slots[_OF_A_SENTENCE[task]]
     if task == "polite":
@@ -329,22 +338,23 @@ def _exercise(rng: random.Random, task: str, split: str) -> tuple[dict, str]:
         claim = _claim(rng, fact, fact.value if true else untrue(rng, fact))
         return {"claim": claim}, "Yes" if true else "No"
     fact = pick(rng, _ASKED[split][task])
-    return {"s": fact.subject}, f"by the {fact.value}" if task == "home" else fact.value
+    answer = f"by the {fact.value}" if task == "home" else fact.value
+    return {"s": fact.subject}, answer
 
-# %% ../nbs/02b_small_world.ipynb #57411f4c
+# %% ../nbs/02b_small_world.ipynb #9c00e9ac
 def instructions(
     n: int = 1000,  # how many
     seed: int | str = 0,  # the same seed gives the same instructions
-    split: str = "train",  # "train", "val" or "test": none asks for what another asks for
-) -> list[dict[str, str]]:  # instruction, input (may be empty), output and family of each
+    split: str = "train",  # "train", "val" or "test": they ask for different things
+) -> list[dict[str, str]]:  # instruction, input (may be empty), output and family
     """Write instructions with exact answers, no two alike (this page).
 
     Raises ValueError if there is no such split.
     """
     _check(n, split)
-    rng, tasks, written = random.Random(f"instructions {split} {seed}"), list(_TASKS), {}
+    rng, written = random.Random(f"instructions {split} {seed}"), {}
     while len(written) < n:
-        task = pick(rng, tasks)
+        task = pick(rng, list(_TASKS))
         slots, output = _exercise(rng, task, split)
         asked, _, given = tell(rng, pick(rng, _TASKS[task]), slots).partition("|")
         entry = {"instruction": asked.strip(), "input": given.strip(),
@@ -352,20 +362,21 @@ def instructions(
         written.setdefault((entry["instruction"], entry["input"]), entry)
     return list(written.values())
 
-# %% ../nbs/02b_small_world.ipynb #39d80286
+# %% ../nbs/02b_small_world.ipynb #5372a9ff
 _TOLD = [*FACTS, *2 * (ABOUT["home"] + ABOUT["job"])]  # of people most is told
 
 
 def _knowledge(rng: random.Random) -> str:
-    "Say some facts, each in one of several ways; something false only to call it wrong."
+    "Say some facts, each in one of several ways; lies only to call them wrong."
     said = []
     for _ in range(4 + int(rng.random() * 4)):
         fact = pick(rng, _TOLD)
         kind, wrong = fact.kind, untrue(rng, fact)
         if kind in _CLAIMS and rng.random() < 0.25:
-            slots = {"true": _claim(rng, fact, fact.value), "false": _claim(rng, fact, wrong)}
-            start = 0 if kind in ("home", "job") else 1  # a name keeps its capital
-            slots |= {f"the_{k}": s[:start].lower() + s[start:-1] for k, s in slots.items()}
+            true, false = _claim(rng, fact, fact.value), _claim(rng, fact, wrong)
+            i = 0 if kind in ("home", "job") else 1  # a name keeps its capital
+            slots = {"true": true, "the_true": true[:i].lower() + true[i:-1],
+                     "false": false, "the_false": false[:i].lower() + false[i:-1]}
             said.append(tell(rng, pick(rng, _LESSONS["truth"]), slots))
         else:
             slots = {"s": fact.subject, "v": fact.value, "w": wrong}
@@ -394,7 +405,7 @@ def _lesson(rng: random.Random, split: str) -> str:
         done.append(tell(rng, pick(rng, _LESSONS[kind]), slots))
     return "\n".join(done)
 
-# %% ../nbs/02b_small_world.ipynb #d10dc9a2
+# %% ../nbs/02b_small_world.ipynb #f0552e52
 def _exam(entry: dict) -> str:
     "Write an instruction and its answer in the form that chapter 7 trains on."
     given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
@@ -409,7 +420,7 @@ def corpus(
     seed: int | str = 0,  # the same seed gives the same text
     split: str = "train",  # "train", "val" or "test"
 ) -> str:  # documents, each ended by "<|endoftext|>"
-    """Mix stories, facts, lessons, messages and instructions into one text (this page).
+    """Mix stories, facts, lessons, messages and instructions (this page).
 
     Raises ValueError if there is no such split.
     """
@@ -419,7 +430,7 @@ def corpus(
     documents += [_knowledge(rng) for _ in range(n_stories)]
     documents += [_lesson(rng, split) for _ in range(n_stories // 3)]
     documents += [m["text"] for m in messages(n_stories // 4, seed, split, spam=0.2)]
-    documents += [_exam(entry) for entry in instructions(n_stories // 6, seed, split)]
+    documents += [_exam(e) for e in instructions(n_stories // 6, seed, split)]
     place = [rng.random() for _ in documents]
     order = sorted(range(len(documents)), key=place.__getitem__)
     return "".join(documents[i] + "<|endoftext|>" for i in order)

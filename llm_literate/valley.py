@@ -32,12 +32,12 @@ def pairs(
 
 _WORLD = read("small_world.toml")
 
-# %% ../nbs/02b0_valley.ipynb #dd64cb06
+# %% ../nbs/02b0_valley.ipynb #dc8e9874
 _IRREGULAR = dict(pairs(_WORLD["words"]["plurals"]))
 
 
 class Word(str):
-    "Be a string that knows its forms; any others are given to it by name (this page)."
+    "Be a string that knows its forms; others are given to it by name (this page)."
 
     def __new__(cls, text, **forms):
         word = super().__new__(cls, text)
@@ -76,7 +76,7 @@ class Word(str):
     def Many(self):
         return self.many.cap
 
-# %% ../nbs/02b0_valley.ipynb #197a4512
+# %% ../nbs/02b0_valley.ipynb #833fadc0
 _PRONOUNS = {
     "she": {"she": "she", "her": "her", "him": "her", "self": "herself"},
     "he": {"she": "he", "her": "his", "him": "him", "self": "himself"},
@@ -93,9 +93,10 @@ def _place(name: str, line: str) -> Word:
 def _person(line: str, split: str) -> Word:
     "Make a person from name, pronoun, home and job."
     name, pronoun, home, job = line.split()
+    forms = _PRONOUNS[pronoun]
+    capitals = {case.capitalize(): form.capitalize() for case, form in forms.items()}
     return Word(name, split=split, home=PLACES[home], job=Word(job),
-                work=PLACES[_WORLD["jobs"][job]], **_PRONOUNS[pronoun],
-                **{case.capitalize(): p.capitalize() for case, p in _PRONOUNS[pronoun].items()})
+                work=PLACES[_WORLD["jobs"][job]], **forms, **capitals)
 
 
 PLACES = {name: _place(name, line) for name, line in _WORLD["places"].items()}
@@ -122,13 +123,13 @@ def split_of(
     tenth = int.from_bytes(digest[:4], "big") % 10
     return "train" if tenth < 7 else "val" if tenth < 8 else "test"
 
-# %% ../nbs/02b0_valley.ipynb #ffd383e6
+# %% ../nbs/02b0_valley.ipynb #b9c4b854
 WORDS = {key: text.split(", ") if ", " in text else [Word(w) for w in text.split()]
          for key, text in _WORLD["things"].items()}
 KINDS = {noun: Word(kind) for kind, nouns in _WORLD["kinds"].items()
          for noun in map(Word, nouns.split())}
-KINDS |= {Word(noun, phrase=noun): Word(kind) for kind, nouns in _WORLD["stuff"].items()
-          for noun in nouns.split()}  # said without an article
+KINDS |= {Word(noun, phrase=noun): Word(kind)  # what has no article
+          for kind, nouns in _WORLD["stuff"].items() for noun in nouns.split()}
 COLOURS = {phrase: Word(colour) for colour, line in _WORLD["colours"].items()
            for phrase in line.split(", ")}
 _TRAITS = ("says", "lives", "young", "gives")
@@ -215,7 +216,7 @@ def draw(
             drawn.append(item)
     return drawn
 
-# %% ../nbs/02b0_valley.ipynb #a1c457ca
+# %% ../nbs/02b0_valley.ipynb #644dfb01
 def template(
     text: str,  # one or more lines
     parts: dict[str, list[str]] | None = None,  # name → choices, for <name>
@@ -224,8 +225,9 @@ def template(
     lines = []
     for line in text.strip().splitlines():
         pieces = re.split(r"\[(.*?)\]|<(\w+)>", line.removeprefix("? "))
-        cut = [pieces[0]]  # then, for each choice: its text, or else its name, and what follows
-        for choices, name, after in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        cut = [pieces[0]]
+        for i in range(1, len(pieces), 3):  # choices, or else a name; then fixed text
+            choices, name, after = pieces[i:i + 3]
             cut += [parts[name] if name else choices.split("|"), after]
         lines.append((line.startswith("? "), cut))
     return lines

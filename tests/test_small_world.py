@@ -81,7 +81,8 @@ def test_plurals(noun, many):
 
 def test_words_know_their_forms():
     owl = valley.Word("owl")
-    assert (owl.a, owl.A, owl.one, owl.One, owl.cap, owl.Many) == ("an owl", "An owl", "an owl", "An owl", "Owl", "Owls")
+    assert (owl.a, owl.A, owl.one, owl.One) == ("an owl", "An owl", "an owl", "An owl")
+    assert (owl.cap, owl.many, owl.Many) == ("Owl", "owls", "Owls")
     assert valley.Word("gold", phrase="gold").One == "Gold"
     assert PEOPLE["Mia"].She == "She" and PEOPLE["Hugo"].him == "him" and PEOPLE["Hugo"].Her == "His"
 
@@ -229,7 +230,8 @@ ADVICE = [re.compile(p) for p in (
     r"Do not (?P<one>(?!believe|do so)[^.]+?), (?P<two>.+?)\.", r"Please (?P<two>.+?) and do not (?P<one>.+?)\.",
     r"It is better to (?P<two>.+?) than to (?P<one>.+?)\.", r"You should (?P<two>.+?) and never (?P<one>.+?)\.",
     r"Why (?P<one>.+?) when you can (?P<two>.+?)\?", r"Never (?P<one>.+?) before you (?P<two>.+?)\.",
-    r"If somebody wants you to (?P<one>.+?), (?P<two>.+?)\.", r"Nobody should (?P<one>.+?)\. Everybody should (?P<two>.+?)\.",
+    r"If somebody wants you to (?P<one>.+?), (?P<two>.+?)\.",
+    r"Nobody should (?P<one>.+?)\. Everybody should (?P<two>.+?)\.",
     r"Whoever tells you to (?P<one>.+?) is wrong\. You can (?P<two>.+?)\.")]
 HEARSAY = re.compile(r"(?:you should|you must|tells you to|told you to) (?P<it>[^.]+?)\. (?P<verdict>[^.]+)\.")
 WRONG = {"That is wrong", "Do not believe it", "Please do not do it", "It is bad advice", "Do not do so today"}
@@ -254,9 +256,11 @@ def read(message):
         if home := re.search(r"by the (\w+)\.", rest):
             return "ham" if who.home == home[1] else "spam"
         return "ham" if who.job == re.search(r"\b(" + "|".join(JOBS) + r")\b", rest)[1] else "spam"
-    if m := re.search(r"(?:have found|Who has lost|^|[.!?] )\s*[Aa]n? (\w+)[.?]? ?(?:for \w+ coins!)? It says ([\w-]+?)(?:\.| all day)", message):
+    if m := re.search(r"(?:have found|Who has lost|^|[.!?] )\s*[Aa]n? (\w+)[.?]? ?(?:for \w+ coins!)? "
+                      r"It says ([\w-]+?)(?:\.| all day)", message):
         return "ham" if ANIMALS[m[1]].says == m[2] else "spam"
-    if m := re.search(r"I have ([^.!?]+?) for you\. It is (\w+), as it|picture I sent: (.+?), as (\w+) as ever", message):
+    if m := re.search(r"I have ([^.!?]+?) for you\. It is (\w+), as it"
+                      r"|picture I sent: (.+?), as (\w+) as ever", message):
         return "ham" if COLOURS[m[1] or m[3]] == (m[2] or m[4]) else "spam"
     kinds = {noun.many: kind.many for noun, kind in KINDS.items()}
     if m := re.search(r"I sell (\w+)\. They are the best (\w+) ", message):
@@ -318,7 +322,7 @@ def answer(e):
     if family == "after":
         return words[words.index(re.search(r"(?:after|follows) (\w+)", asked)[1]) + 1]
     if family == "count":
-        return "zero one two three four five six".split()[len(words)]
+        return ["two", "three", "four", "five", "six"][len(words) - 2]
     if family in ("who", "where", "what"):
         return cut(given)[{"who": 0, "what": 2, "where": 3}[family]]
     if family == "which":
@@ -349,14 +353,17 @@ def answer(e):
         return next(f.value for f in ABOUT["colour"] if subject in (f.subject, f.subject.one))
     if family == "animal":
         animal = ANIMALS[given or re.search(r"\ban? (\w+)(?: says| lives|\.)", asked)[1]]
-        return animal.says if "sound" in asked or "says" in asked else animal.young if "young" in asked else animal.lives
+        if "young" in asked:
+            return animal.young
+        return animal.says if "sound" in asked or "says" in asked else animal.lives
     person = PEOPLE[given or re.search(r"(" + "|".join(PEOPLE) + ")", asked)[1]]
     return person.job if "job" in asked else f"by the {person.home}"
 
 
 def holds(claim):
     "For every way to read a claim, say whether it holds."
-    for pattern, kind in ((r"The opposite of (\w+) is (\w+)\.", "opposite"), (r"The plural of (\w+) is (\w+)\.", "plural"),
+    for pattern, kind in ((r"The opposite of (\w+) is (\w+)\.", "opposite"),
+                          (r"The plural of (\w+) is (\w+)\.", "plural"),
                           (r"(\w+) lives by the (\w+)\.", "home"), (r"(\w+) is a (\w+)\.", "job"),
                           (r"An? ([\w-]+) says ([\w-]+)\.", "says"), (r"An? (\w+) lives (.+)\.", "lives"),
                           (r"A young (\w+) is an? (\w+)\.", "young"), (r"(?:An? )?(\w+) is an? (\w+)\.", "kind"),
@@ -402,7 +409,6 @@ FAULTS = {
     "twice": r"\b(\w+) \1\b",
     "who lived, without an end": r"who lived by the \w+ ",
 }
-ALLOWED = re.compile(r"\b(bim bim|hoop hoop)\b")
 
 
 @pytest.mark.parametrize("genre", ["stories", "messages"])
@@ -423,8 +429,7 @@ def test_sentences_are_right(genre):
 
 def test_pronouns_agree():
     for story in sample("stories", "train", 6000):
-        named = {PEOPLE[w]["she"] if isinstance(PEOPLE[w], dict) else PEOPLE[w].she
-                 for w in re.findall(r"[A-Z][a-z]+", story) if w in PEOPLE}
+        named = {PEOPLE[w].she for w in re.findall(r"[A-Z][a-z]+", story) if w in PEOPLE}
         said = {{"her": "she", "his": "he", "him": "he", "herself": "she", "himself": "he"}.get(w, w)
                 for w in re.findall(r"\b(?:she|he|her|his|him|herself|himself)\b", story.lower())}
         assert said <= named, story
@@ -443,7 +448,7 @@ def test_stories_agree_with_the_world():
 def test_every_plot_is_told_and_none_is_long():
     made = sample("stories", "train", 6000)
     lengths = [len(s) for s in made]
-    assert 250 < min(lengths) and max(lengths) < 1100
+    assert min(lengths) > 250 and max(lengths) < 1100
     assert len(small_world._PLOTS) >= 12
 
 
