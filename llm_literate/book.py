@@ -415,7 +415,41 @@ def _start(app):
             app.extensions[name].parallel_read_safe = True
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #688c70d0
+# %% ../nbs/Z_how_this_book_is_built.ipynb #720fee75
+def _addresses(app, config):
+    from urllib.parse import urlsplit
+
+    home = config.html_baseurl
+    config.ogp_site_url, config.ogp_image = home, f"{home}_static/social.png"
+    config.ogp_site_name = config.html_title
+    config.notfound_urls_prefix = urlsplit(home).path
+
+
+def _introduce(app, pagename, templatename, context, doctree):
+    from html import escape
+
+    path = _root(app) / f"{pagename}.ipynb"
+    if path.exists():
+        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        if found := re.search(r"^> (.+)", "".join(first), re.MULTILINE):
+            meta = {"og:description": found[1]}
+            context["meta"] = {**(context["meta"] or {}), **meta}
+            tag = f'<meta name="description" content="{escape(found[1])}">'
+            context["metatags"] += tag
+
+
+def _sitemap(app, exception):
+    if exception is None and app.builder.format == "html":
+        home, pages = app.config.html_baseurl, sorted(app.env.found_docs)
+        urls = "".join(f"<url><loc>{home}{page}.html</loc></url>" for page in pages)
+        schema = "http://www.sitemaps.org/schemas/sitemap/0.9"
+        Path(app.outdir, "sitemap.xml").write_text(
+            '<?xml version="1.0" encoding="utf-8"?>\n'
+            f'<urlset xmlns="{schema}">{urls}</urlset>\n',
+            encoding="utf-8",
+        )
+
+# %% ../nbs/Z_how_this_book_is_built.ipynb #d7b38b2a
 def setup(
     app,  # Sphinx's application
 ) -> dict:  # what Sphinx wants to know about an extension
@@ -434,6 +468,7 @@ def setup(
         "mathml", (_visit_math, None), (_visit_math_block, None)
     )
     for event, hook, priority in [
+        ("config-inited", _addresses, 100),
         ("builder-inited", _start, 500),
         ("env-get-outdated", _outdated, 500),
         ("env-before-read-docs", _queue, 500),
@@ -448,7 +483,9 @@ def setup(
         ("env-check-consistency", _unchecked, 500),
         ("doctree-resolved", _link_back, 500),
         ("doctree-resolved", _fill_ledger, 600),
+        ("html-page-context", _introduce, 100),
         ("html-page-context", _mend_page, 900),
+        ("build-finished", _sitemap, 500),
     ]:
         app.connect(event, hook, priority=priority)
     return {

@@ -97,7 +97,7 @@ def agree(
         return got == expected
     return abs(got - expected) <= tolerance
 
-# %% ../nbs/Za_ledger.ipynb #02a5d70c
+# %% ../nbs/Za_ledger.ipynb #185f243e
 def show(
     value,  # plain value
 ) -> str:  # short text for it
@@ -127,17 +127,13 @@ class Mark:
         return f"{shown} ({word[self.record.status]}, {self.record.section})"
 
     def _repr_html_(self):
-        got = (
-            ""
-            if self.value is None
-            else f' data-ledger-value="{html.escape(show(self.value))}"'
-        )
-        return (
-            f'<span class="ledger-mark ledger-mark-{self.record.status}" '
-            f'data-ledger-id="{html.escape(self.record.id)}"{got}>'
-            f'<a href="Za_ledger.html#ledger-{html.escape(self.record.id)}">'
-            f"{html.escape(repr(self))}</a></span>"
-        )
+        id, text = html.escape(self.record.id), html.escape(repr(self))
+        got = "" if self.value is None else html.escape(show(self.value))
+        data = f'data-ledger-id="{id}"' + (f' data-ledger-value="{got}"' if got else "")
+        if self.record.id in records():
+            text = f'<a href="Za_ledger.html#ledger-{id}">{text}</a>'
+        kind = f"ledger-mark ledger-mark-{self.record.status}"
+        return f'<span class="{kind}" {data}>{text}</span>'
 
 # %% ../nbs/Za_ledger.ipynb #18db58e4
 def check(
