@@ -48,7 +48,7 @@ def _templates(section: str) -> dict[str, list]:
 _SECTIONS = ("plots", "talk", "facts", "lessons", "instructions")
 _PLOTS, _TALK, _SAID, _LESSONS, _TASKS = map(_templates, _SECTIONS)
 
-# %% ../nbs/02b_small_world.ipynb #ecf2faa0
+# %% ../nbs/02b_small_world.ipynb #c60da9fa
 _EVERYBODY = sorted(PEOPLE.values(), key=lambda p: sha256(p.encode()).digest())
 _EVERYWHERE = list(PLACES.values())
 _PETS = [ANIMALS[name] for name in WORDS["pet"]]
@@ -56,13 +56,13 @@ _PETS = [ANIMALS[name] for name in WORDS["pet"]]
 
 def _setting(rng: random.Random, people: list, plot: str = "") -> dict:
     "Draw what a text may speak of: people, places, things, food, numbers, a day."
-    skew = 2 if people is _EVERYBODY else 1  # some are told of more than others
-    h, f, g = draw(rng, people, 3, skew)
+    skewed = people is _EVERYBODY  # some are told of more than others
+    h, f, g = draw(rng, people, 3, skewed)
     p, q = draw(rng, [place for place in _EVERYWHERE if place != h.home], 2)
     first, others = _TEXTS["pools"].get(plot, "names names").split()
-    t = pick(rng, WORDS[first], skew)
-    u, v = draw(rng, [thing for thing in WORDS[others] if thing != t], 2, skew)
-    c, d, e = draw(rng, WORDS["looks"], 3, skew)
+    t = pick(rng, WORDS[first], skewed)
+    u, v = draw(rng, [thing for thing in WORDS[others] if thing != t], 2, skewed)
+    c, d, e = draw(rng, WORDS["looks"], 3, skewed)
     x, y, z = draw(rng, WORDS["soup" if plot == "soup" else "foods"], 3)
     j, m = (2 + int(rng.random() * 5) for _ in range(2))
     k, j, m = (WORDS["numbers"][n - 1] for n in (j + m, j, m))

@@ -6,12 +6,13 @@
 __all__ = ['PLACES', 'ROADS', 'JOBS', 'PEOPLE', 'WORDS', 'KINDS', 'COLOURS', 'ANIMALS', 'NOUNS', 'DEEDS', 'FACTS', 'ABOUT',
            'read', 'pairs', 'Word', 'Fact', 'split_of', 'untrue', 'pick', 'draw', 'template', 'tell']
 
-# %% ../nbs/02b0_valley.ipynb #ab2eb4be
+# %% ../nbs/02b0_valley.ipynb #2b17b856
 import hashlib
 import random
 import re
 import tomllib
 from importlib.resources import files
+from math import sqrt
 from typing import NamedTuple
 
 # %% ../nbs/02b0_valley.ipynb #8eee106b
@@ -193,26 +194,27 @@ def untrue(
         if value != fact.subject and (fact.kind, fact.subject, value) not in _TRUE:
             return value
 
-# %% ../nbs/02b0_valley.ipynb #683b880c
+# %% ../nbs/02b0_valley.ipynb #adddf5d5
 def pick(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple
-    skew: int = 1,  # 1: all alike; 2 or more: the sooner in the list, the more often
+    skewed: bool = False,  # the sooner in the list, the more often?
 ):  # one of them
     "Choose one item, in the same way with every version of Python (this page)."
-    return items[int(rng.random() ** skew * len(items))]
+    u = rng.random()
+    return items[int((u * sqrt(u) if skewed else u) * len(items))]
 
 
 def draw(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple, with at least k different ones in it
     k: int,  # how many
-    skew: int = 1,  # as for `pick`
+    skewed: bool = False,  # as for `pick`
 ) -> list:  # k different items
     "Choose several items, none twice (this page)."
     drawn = []
     while len(drawn) < k:
-        if (item := pick(rng, items, skew)) not in drawn:
+        if (item := pick(rng, items, skewed)) not in drawn:
             drawn.append(item)
     return drawn
 
