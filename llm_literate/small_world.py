@@ -70,7 +70,7 @@ def _setting(rng: random.Random, people: list, plot: str = "") -> dict:
                 z=z, k=k, j=j, m=m, a=pick(rng, _PETS), day=pick(rng, WORDS["days"]),
                 b=pick(rng, WORDS["countable"]), box=pick(rng, WORDS["containers"]))
 
-# %% ../nbs/02b_small_world.ipynb #fcb5ca10
+# %% ../nbs/02b_small_world.ipynb #31188f66
 _NEAR = {place: [b if a == place else a for a, b in ROADS if place in (a, b)]
          for place in _EVERYWHERE}
 _OPPOSITES = [Word(f.subject, opposite=f.value) for f in ABOUT["opposite"]]
@@ -105,7 +105,9 @@ def _scene(rng: random.Random, plot: str, people: list) -> dict:
                   song=" ".join(song).capitalize(),
                   fj=pick(rng, [job for job in JOBS if job != f.job]),
                   fh=pick(rng, [place for place in _EVERYWHERE if place != f.home]))
-    return slots | {"msg": Word(tell(rng, pick(rng, _TALK["saying"]), slots)).cap}
+    for name, talk in {"msg": "saying", "bad": "risky", "good": "safe"}.items():
+        slots[name] = tell(rng, pick(rng, _TALK[talk]), slots)
+    return slots | {"msg": Word(slots["msg"]).cap}
 
 # %% ../nbs/02b_small_world.ipynb #c00f6133
 def _check(n: int, split: str) -> None:
@@ -191,7 +193,7 @@ def _prize(rng, slots, spam):
     won = _say(rng, "won", slots, has=has[winner], Has=has[winner].cap)
     return f"{won} {_say(rng, verb, slots, has=has[payer], Has=has[payer].cap)}"
 
-# %% ../nbs/02b_small_world.ipynb #2f1c0b48
+# %% ../nbs/02b_small_world.ipynb #4b2e365e
 def _sender(rng, slots, spam):
     "Say who writes; in spam the job or the home is not that person's."
     f, kind = slots["f"], pick(rng, ["job", "home"])
@@ -220,7 +222,8 @@ _FOR_SALE = [f for f in _FOR_SALE if "the " not in f.subject.one]  # not the sky
 _OFFERS = {split: [f for f in _FOR_SALE if f.split == split] for split in _SPLITS}
 _CORES = {"plain": _plain, "advice": _advice, "hearsay": _hearsay, "prize": _prize,
           "sender": _sender, "goods": _goods}
-_MIX = ["plain"] * 3 + ["advice"] * 3 + ["hearsay", "prize", "sender", "goods"] * 2
+_MIX = (["plain"] * 4 + ["advice"] * 3 + ["hearsay"] * 2 + ["prize"] * 2
+        + ["sender"] * 2 + ["goods"])
 
 # %% ../nbs/02b_small_world.ipynb #aa82a319
 def messages(

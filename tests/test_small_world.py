@@ -194,7 +194,7 @@ def test_nothing_depends_on_hashes_or_the_version():
     assert digests == {DIGEST}
 
 
-DIGEST = "?"
+DIGEST = "ed88f2a271761c4e32488e0a124538070906bf3219da139ef4156e424137d6c1"
 
 
 def test_it_is_fast():
@@ -288,7 +288,7 @@ def test_messages_are_balanced_or_as_asked():
     assert .46 < sum(m["label"] == "spam" for m in made) / len(made) < .54
     for kind in {m["kind"] for m in made}:
         share = [m["label"] == "spam" for m in made if m["kind"] == kind]
-        assert len(share) > 200 and .42 < sum(share) / len(share) < .58, kind
+        assert len(share) > 150 and .42 < sum(share) / len(share) < .58, kind
     assert {m["label"] for m in messages(100, spam=0)} == {"ham"}
     assert {m["label"] for m in messages(100, spam=1)} == {"spam"}
 
@@ -468,3 +468,14 @@ def test_stories_reward_copying():
 def test_hash_of_content_is_plain_sha256():
     tenth = int.from_bytes(hashlib.sha256(b"mill").digest()[:4], "big") % 10
     assert split_of("mill") == ("train" if tenth < 7 else "val" if tenth < 8 else "test")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_recall_has_one_answer_that_stands_in_its_beginning(split):
+    made = small_world.recalls(300, 1, split)
+    assert len(dict(made)) == 300
+    for beginning, name in made:
+        assert beginning.endswith("That is the story of") and re.search(rf"\b{name}\b", beginning)
+        told = re.findall(r"\b(?:" + "|".join(PEOPLE) + r")\b", beginning)
+        assert told[0] == name, beginning
+    assert max(Counter(name for _, name in made).values()) < 20
