@@ -6,8 +6,8 @@ Every contestant runs in a process of its own, forked from one that has imported
 its own; what the process held before it built the model is subtracted.
 All contestants of a task live at once and take turns, one step or one generation each, in another order each round.
 "Untuned" is what a user gets who writes the model, an AdamW and a loop.
-"Tuned" adds what `llm_literate.speed` describes: OMP_WAIT_POLICY=PASSIVE, `tune_cpu()`, AdamW with `fused=True`;
-for generation in float32, `faster_decoding`.
+"Tuned" adds to training what `llm_literate.speed` describes: OMP_WAIT_POLICY=PASSIVE, `tune_cpu()`, AdamW with
+`fused=True`; to generation in float32, `faster_decoding`, and nothing else.
 Peers get the same in a second run, so that settings and models can be told apart.
 --record writes llm_literate/assets/speed.json, from which the page "How fast is it?" is built.
 """
@@ -181,23 +181,24 @@ def tasks(small: bool) -> list[dict]:
             dict(task="train", size=size, precision="bf16", run="tuned", cases=tuned, share=shares[3]),
         ]
     plain = [(name, False) for name in DECODERS]
-    for precision, shares in ("fp32", (80, 75, 25)), ("bf16", (60, 45, 25)):
-        cached = [case for case in plain if case[0] in ("transformers", "litgpt", "ours")]
+    cached = [case for case in plain if case[0] in ("transformers", "litgpt", "ours")]
+    for precision, shares in ("fp32", (80, 75)), ("bf16", (60, 45)):
+        tuned = [("ours", True)] if precision == "fp32" else []  # in 16 bits there is nothing to set
         found += [
-            dict(task="cached", size=big, precision=precision, run="untuned", cases=[*cached, ("ours", True)],
-                 share=shares[0]),
+            dict(task="cached", size=big, precision=precision, run="untuned", cases=cached + tuned, share=shares[0]),
             dict(task="uncached", size=big, precision=precision, run="untuned", cases=plain, share=shares[1]),
-            dict(task="cached", size=big, precision=precision, run="tuned", cases=[(n, True) for n, _ in cached],
-                 share=shares[2]),
         ]
+    found.append(dict(task="cached", size=big, precision="fp32", run="tuned", cases=[(n, True) for n, _ in cached],
+                      share=25))
     return found
 
 
 def race(servers: dict, task: dict, seconds: float, rounds: int) -> list[dict]:
     "Let all contestants of a task take turns, at least twice, as often as the time allows after they are built."
-    results = {}
+    results, passive = {}, task["task"] == "train"  # waking threads takes longer than one token's products
     for name, tuned in task["cases"]:
-        answer = servers[tuned].ask(name, name, task["task"], task["size"], task["precision"], tuned)
+        case = name, task["task"], task["size"], task["precision"], tuned
+        answer = servers[tuned and passive].ask(f"{name} {tuned}", *case)
         results[name, tuned] = {"contestant": name, "tuned": tuned, "parameters": answer["parameters"],
                                 "wall": [], "cpu": [], "memory": 0}
     begun, cases = time.perf_counter(), list(results)
@@ -207,7 +208,7 @@ def race(servers: dict, task: dict, seconds: float, rounds: int) -> list[dict]:
             break
         turn = k * 3 % len(cases)
         for name, tuned in cases[turn:] + cases[:turn]:
-            answer = servers[tuned].ask(name)
+            answer = servers[tuned and passive].ask(f"{name} {tuned}")
             result = results[name, tuned]
             result["wall"].append(round(answer["wall"], 4))
             result["cpu"].append(round(answer["cpu"], 4))
@@ -270,7 +271,7 @@ def main() -> None:
     from contestants import BUILDERS
     missing = {name for name, (_, package) in BUILDERS.items() if not importlib.util.find_spec(package)}
     if missing:
-        print(f"not installed, so left out: {', '.join(sorted(missing))}; pip install -e '.[bench]'")
+        print(f"not installed, so left out: {', '.join(sorted(missing))}; make peers")
     begun, load = datetime.now(UTC), os.getloadavg()[0]
     record = {"date": begun.isoformat(timespec="minutes"), "machine": machine() | {"shared": options.shared},
               "python": platform.python_version(), "versions": {p: installed(p) for p in PACKAGES}}
@@ -278,12 +279,13 @@ def main() -> None:
     servers = {tuned: Server(tuned) for tuned in (False, True)}
     for server in servers.values():
         server.ask()
-    todo, results = tasks(options.small), []
+    todo, results, earlier = tasks(options.small), [], 0
     if options.only:
         todo = [task for task in todo if f"{task['task']},{task['size']}" == options.only]
         if options.record and options.record.exists():
-            results = [r for r in json.loads(options.record.read_text())["results"]
-                       if f"{r['task']},{r['size']}" != options.only]
+            old = json.loads(options.record.read_text())
+            earlier = old["minutes"]
+            results = [r for r in old["results"] if f"{r['task']},{r['size']}" != options.only]
     for task in todo:
         task["cases"] = [case for case in task["cases"] if case[0] not in missing]
     per_share = options.minutes * 60 / sum(task["share"] for task in todo)
@@ -295,7 +297,7 @@ def main() -> None:
         server.process.stdin.close()
         server.process.wait()
     record |= {"load": [round(load, 1), round(os.getloadavg()[0], 1)],
-               "minutes": round((datetime.now(UTC) - begun).total_seconds() / 60, 1), "results": results}
+               "minutes": round(earlier + (datetime.now(UTC) - begun).total_seconds() / 60, 1), "results": results}
     if options.record:
         options.record.parent.mkdir(parents=True, exist_ok=True)
         lines = json.dumps(record, indent=1, ensure_ascii=False)

@@ -11,9 +11,9 @@ import json
 import os
 from pathlib import Path
 
-# %% ../nbs/Zd_speed.ipynb #3c0f4b9a
-def last_run() -> dict: # date, machine, versions, and `results`: one for each contestant and task
-    "Read what benchmarks/bench_model.py measured last and was asked to keep (this page)."
+# %% ../nbs/Zd_speed.ipynb #4415aad9
+def last_run() -> dict: # date, machine, versions, and one result for each task
+    "Read what benchmarks/bench_model.py measured last (this page)."
     record = Path(__file__).parent / "assets" / "speed.json"
     return json.loads(record.read_text(encoding="utf-8"))
 
