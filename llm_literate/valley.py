@@ -46,27 +46,33 @@ class Word(str):
         return word
 
     @property
-    def cap(self):  # at the beginning of a sentence
+    def cap(self):
+        "Begin a sentence with it (this page)."
         return self[:1].upper() + self[1:]
 
     @property
-    def a(self):  # with its article
+    def a(self):
+        "Put its article before it (this page)."
         return f"{'an' if self[0] in 'aeiou' else 'a'} {self}"
 
     @property
     def A(self):
+        "Begin a sentence with it and its article (this page)."
         return Word(self.a).cap
 
     @property
-    def one(self):  # as one speaks of it: "an owl", but "the sun" and "gold"
+    def one(self):
+        "Say it as one speaks of it: an owl, but the sun and gold (this page)."
         return self.__dict__.get("phrase", self.a)
 
     @property
     def One(self):
+        "Begin a sentence with it, as one speaks of it (this page)."
         return Word(self.one).cap
 
     @property
     def many(self):
+        "Form its plural (this page)."
         if self in _IRREGULAR:
             return Word(_IRREGULAR[self])
         if self[-1] == "y" and self[-2] not in "aeiou":
@@ -75,6 +81,7 @@ class Word(str):
 
     @property
     def Many(self):
+        "Begin a sentence with its plural (this page)."
         return self.many.cap
 
 # %% ../nbs/02b0_valley.ipynb #833fadc0
@@ -199,7 +206,7 @@ def pick(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple
     skewed: bool = False,  # the sooner in the list, the more often?
-):  # one of them
+) -> object:  # one of them
     "Choose one item, in the same way with every version of Python (this page)."
     u = rng.random()
     return items[int((u * sqrt(u) if skewed else u) * len(items))]
