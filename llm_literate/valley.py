@@ -33,7 +33,7 @@ def pairs(
 
 _WORLD = read("small_world.toml")
 
-# %% ../nbs/02b0_valley.ipynb #dc8e9874
+# %% ../nbs/02b0_valley.ipynb #e7ec6b73
 _IRREGULAR = dict(pairs(_WORLD["words"]["plurals"]))
 
 
@@ -201,7 +201,7 @@ def untrue(
         if value != fact.subject and (fact.kind, fact.subject, value) not in _TRUE:
             return value
 
-# %% ../nbs/02b0_valley.ipynb #adddf5d5
+# %% ../nbs/02b0_valley.ipynb #9527f9f9
 def pick(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple
