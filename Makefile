@@ -13,7 +13,7 @@ SHELL := bash
 # What pip says, less the lines about packages that are there already.
 NEWS := { grep -v 'already satisfied' || true; }
 
-.PHONY: help setup sync site book page test serve export vocabulary pictures lint bench screenshot clean
+.PHONY: help setup sync site book page test serve export vocabulary pictures lint peers bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -71,6 +71,11 @@ vocabulary: setup  ## train the shipped vocabulary again
 
 pictures: setup  ## draw the logo and the other stored pictures again
 	@$(BIN)/python -c 'from llm_literate import figures; figures.write_assets()'
+
+# Without what they need for other things, which would replace the tested versions.
+peers: setup  ## install the libraries that bench compares with
+	@$(BIN)/python -m pip install --no-deps llms-from-scratch==1.0.19 litgpt==0.5.13 lightning==2.6.6 \
+	  lightning-utilities==0.15.3 torchmetrics==1.9.0 jsonargparse==4.53.0 | $(NEWS)
 
 bench: setup  ## time our code beside its peers, in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

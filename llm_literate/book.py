@@ -140,7 +140,7 @@ def dress_figure(
         markup = f"<figure>{markup}<figcaption>{text}</figcaption></figure>"
     return markup
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #9a84fe3c
+# %% ../nbs/Z_how_this_book_is_built.ipynb #cc160037
 def _is_code_cell(node):
     return getattr(node, "attributes", {}).get("nb_element") == "cell_code"
 
@@ -160,7 +160,7 @@ def _dress_cells(app, doctree):
                 raw.replace_self(new)
         if "label" in note:
             cell["ids"].append(note["label"])
-            cell["names"].append(note["label"])
+            cell["names"].append(nodes.fully_normalize_name(note["label"]))
             doctree.note_explicit_target(cell)
         if "module" in note:
             line = _export_line(note["module"], note["names"])
