@@ -449,13 +449,14 @@ def _sitemap(app, exception):
             encoding="utf-8",
         )
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #d7b38b2a
+# %% ../nbs/Z_how_this_book_is_built.ipynb #a300e6c7
 def setup(
     app,  # Sphinx's application
 ) -> dict:  # what Sphinx wants to know about an extension
     "Connect everything on this page to Sphinx (Sphinx, “Event callbacks”)."
     from docutils import nodes
     from docutils.parsers.rst import Directive
+    from sphinx.transforms import SphinxTransform
 
     class LedgerTable(Directive):
         has_content = True
@@ -463,6 +464,13 @@ def setup(
         def run(self):
             return [nodes.container(classes=["lit-ledger-table"])]
 
+    class DressCells(SphinxTransform):
+        default_priority = 300  # before Sphinx collects the labels of a page
+
+        def apply(self):
+            _dress_cells(self.app, self.document)
+
+    app.add_transform(DressCells)
     app.add_directive("ledger-table", LedgerTable)
     app.add_html_math_renderer(
         "mathml", (_visit_math, None), (_visit_math_block, None)
@@ -476,7 +484,6 @@ def setup(
         ("env-merge-info", _merge, 500),
         ("source-read", _announce, 400),
         ("source-read", _source_read, 500),
-        ("doctree-read", _dress_cells, 100),
         ("doctree-read", _report, 900),
         ("missing-reference", _resolve_source, 100),
         ("autodoc-process-docstring", _docments, 500),
