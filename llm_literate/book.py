@@ -449,11 +449,8 @@ def _sitemap(app, exception):
             encoding="utf-8",
         )
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #a300e6c7
-def setup(
-    app,  # Sphinx's application
-) -> dict:  # what Sphinx wants to know about an extension
-    "Connect everything on this page to Sphinx (Sphinx, “Event callbacks”)."
+# %% ../nbs/Z_how_this_book_is_built.ipynb #21763368
+def _add_parts(app):
     from docutils import nodes
     from docutils.parsers.rst import Directive
     from sphinx.transforms import SphinxTransform
@@ -475,6 +472,13 @@ def setup(
     app.add_html_math_renderer(
         "mathml", (_visit_math, None), (_visit_math_block, None)
     )
+
+# %% ../nbs/Z_how_this_book_is_built.ipynb #85b471a5
+def setup(
+    app,  # Sphinx's application
+) -> dict:  # what Sphinx wants to know about an extension
+    "Connect everything on this page to Sphinx (Sphinx, “Event callbacks”)."
+    _add_parts(app)
     for event, hook, priority in [
         ("config-inited", _addresses, 100),
         ("builder-inited", _start, 500),
