@@ -82,7 +82,7 @@ bench: setup  ## time our code beside its peers, in one run
 
 screenshot: book  ## draw the README's picture of the site
 	@chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,820 --virtual-time-budget=4000 \
-	  --screenshot=$(CURDIR)/nbs/_static/screenshot.png file://$(CURDIR)/$(SITE)/nbs/02a_tokenizer.html
+	  --screenshot=$(CURDIR)/nbs/_static/screenshot.png file://$(CURDIR)/$(SITE)/nbs/03a_self_attention.html
 
 clean:  ## remove what was built; the environment stays
 	@rm -rf _build dist build *.egg-info
