@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['KVCache', 'MultiHeadAttention']
 
-# %% ../nbs/03b_multi_head_attention.ipynb #97595c55
+# %% ../nbs/03b_multi_head_attention.ipynb #28ec189b
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/03b_multi_head_attention.ipynb #6c2ce298
 class KVCache:
@@ -60,7 +61,15 @@ class KVCache:
                              f"that holds {self.length}")
         self.length = length
 
-# %% ../nbs/03b_multi_head_attention.ipynb #93858cac
+# %% ../nbs/03b_multi_head_attention.ipynb #af8ae6bb
+def _by_products(q, k, v, dropout):
+    "Do what `_attend` does, step by step as above."
+    t, s = q.shape[2], k.shape[2]
+    future = torch.full((t, s), -torch.inf, dtype=q.dtype).triu(s - t + 1)
+    scores = (q * q.shape[3] ** -0.5) @ k.mT + future
+    return F.dropout(scores.softmax(-1), dropout) @ v
+
+
 def _attend(
     q: torch.Tensor, # (b, h, t, d) queries of the t new tokens
     k: torch.Tensor, # (b, h, s, d) keys of all s tokens, the new ones last
@@ -72,10 +81,8 @@ def _attend(
     half = q.is_cpu and q.dtype.itemsize == 2 # where torch's own function is slow
     if half and t == 1:
         return _attend(q.float(), k.float(), v.float(), dropout).to(v.dtype)
-    if half and s <= 512: # a larger table of weights would cost too much memory
-        future = torch.full((t, s), -torch.inf, dtype=q.dtype).triu(s - t + 1)
-        scores = (q * q.shape[3] ** -0.5) @ k.mT + future
-        return F.dropout(scores.softmax(-1), dropout) @ v
+    if half and q.requires_grad and s <= 512: # its backward pass, above all
+        return checkpoint(_by_products, q, k, v, dropout, use_reentrant=False)
     mask = None # one token may see all; all tokens have `is_causal`
     if 1 < t < s:
         mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
@@ -97,7 +104,7 @@ def _refuse(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}, must be in [0, 1)")
 
-# %% ../nbs/03b_multi_head_attention.ipynb #d903ada0
+# %% ../nbs/03b_multi_head_attention.ipynb #8d5b6234
 class MultiHeadAttention(nn.Module):
     """Mix each token with those before it (book 3.6.2; Vaswani et al. 2017, 3.2.2).
 
@@ -137,6 +144,9 @@ class MultiHeadAttention(nn.Module):
         if past + t > self.context_length:
             raise ValueError(f"{past + t} tokens are more than the context length, "
                              f"{self.context_length}")
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind)) # once, or each of three layers does
         q, k, v = (W(x).view(b, t, self.num_heads, self.head_dim).transpose(1, 2)
                    for W in (self.W_query, self.W_key, self.W_value)) # (b, h, t, d)
         if cache is not None:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['new_cache', 'probabilities', 'sample', 'stream', 'generate', 'faster_decoding']
 
-# %% ../nbs/04c_generate.ipynb #4b2b09da
+# %% ../nbs/04c_generate.ipynb #ec54571d
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 
 import torch
@@ -74,7 +75,19 @@ def sample(
     probs = probabilities(logits, temperature, top_k, top_p)
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
-# %% ../nbs/04c_generate.ipynb #a4f40faf
+# %% ../nbs/04c_generate.ipynb #975ea415
+@contextmanager
+def _native(quick):
+    "Multiply with torch's own loops, not with oneDNN, if that is quicker (this page)."
+    mkldnn = torch.backends.mkldnn # for the whole process, so it is put back at once
+    before = mkldnn.enabled
+    mkldnn.enabled = before and not quick
+    try:
+        yield
+    finally:
+        mkldnn.enabled = before
+
+
 @torch.no_grad() # not inference_mode: what comes out may be trained on
 def _steps(model, ids, max_new_tokens, eos_id, use_cache, choice):
     "Yield one new token for each row, again and again; `stream` says of what."
@@ -82,6 +95,7 @@ def _steps(model, ids, max_new_tokens, eos_id, use_cache, choice):
     ids = torch.cat([ids, ids.new_empty(b, max_new_tokens)], 1) # (b, t + n)
     cache = new_cache(model, min(size, t + max_new_tokens)) if use_cache else None
     done = torch.zeros(b, dtype=torch.bool, device=ids.device)
+    half = ids.is_cpu and model.tok_emb.weight.dtype == torch.bfloat16
     with eval_mode(model):
         for end in range(t, t + max_new_tokens):
             start = max(0, end - size)
@@ -89,7 +103,8 @@ def _steps(model, ids, max_new_tokens, eos_id, use_cache, choice):
                 cache = None
             elif cache:
                 start = cache[0].length
-            logits = model(ids[:, start:end], cache, last_only=True) # (b, 1, v)
+            with _native(half and b * (end - start) == 1):
+                logits = model(ids[:, start:end], cache, last_only=True) # (b, 1, v)
             new = sample(logits[:, -1], **choice).to(ids.dtype) # (b,)
             if eos_id is not None:
                 new = new.masked_fill(done, eos_id)
