@@ -13,7 +13,7 @@ SHELL := bash
 # What pip says, less the lines about packages that are there already.
 NEWS := { grep -v 'already satisfied' || true; }
 
-.PHONY: help setup sync site book page test serve export vocabulary pictures lint peers bench screenshot clean
+.PHONY: help setup sync site book page test serve export vocabulary pretrain pictures lint peers bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -68,6 +68,12 @@ test: lint book  ## everything that passes or fails
 
 vocabulary: setup  ## train the shipped vocabulary again
 	@$(BIN)/python -c 'from llm_literate import small_world, tokenizer; tokenizer.BPETokenizer.train(small_world.corpus(), 2048).save("llm_literate/assets/small_tokenizer.json")'
+
+pretrain: setup  ## train the model that ships once more (an hour or more)
+	@$(BIN)/python -m llm_literate.pretrain --folder runs/small
+	@$(BIN)/python -m llm_literate.pretrain --folder runs/one_layer --layers 1
+	@cp runs/small/small_model.* llm_literate/assets/
+	@cp runs/one_layer/small_model.json llm_literate/assets/one_layer.json
 
 pictures: setup  ## draw the logo and the other stored pictures again
 	@$(BIN)/python -c 'from llm_literate import figures; figures.write_assets()'
