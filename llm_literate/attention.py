@@ -104,7 +104,7 @@ def _refuse(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}, must be in [0, 1)")
 
-# %% ../nbs/03b_multi_head_attention.ipynb #8d5b6234
+# %% ../nbs/03b_multi_head_attention.ipynb #6372a6ce
 class MultiHeadAttention(nn.Module):
     """Mix each token with those before it (book 3.6.2; Vaswani et al. 2017, 3.2.2).
 
@@ -146,7 +146,7 @@ class MultiHeadAttention(nn.Module):
                              f"{self.context_length}")
         kind = x.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind)) # once, or each of three layers does
+            x = x.to(torch.get_autocast_dtype(kind)) # once for all three layers
         q, k, v = (W(x).view(b, t, self.num_heads, self.head_dim).transpose(1, 2)
                    for W in (self.W_query, self.W_key, self.W_value)) # (b, h, t, d)
         if cache is not None:

@@ -17,7 +17,7 @@ def last_run() -> dict: # date, machine, versions, and one result for each task
     record = Path(__file__).parent / "assets" / "speed.json"
     return json.loads(record.read_text(encoding="utf-8"))
 
-# %% ../nbs/Zd_speed.ipynb #73d7a729
+# %% ../nbs/Zd_speed.ipynb #42290558
 def has_bf16() -> bool: # False where the system does not say
     "Ask whether the processor multiplies bfloat16 itself (Linux, /proc/cpuinfo)."
     try:
@@ -34,7 +34,7 @@ def tune_cpu() -> dict[str, bool]: # which settings are in force now
     except (AttributeError, OSError, TypeError):
         kept = False
     else:
-        no_mapping, no_trimming, growth = (-4, 0), (-1, -1), (-2, 2**28)
-        kept = all([mallopt(*pair) for pair in (no_mapping, no_trimming, growth)])
+        mapped_from, no_trimming, growth = (-3, 2**25), (-1, -1), (-2, 2**28)
+        kept = all([mallopt(*pair) for pair in (mapped_from, no_trimming, growth)])
     quiet = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     return {"memory stays": kept, "threads wait quietly": quiet, "bfloat16": has_bf16()}
