@@ -402,6 +402,7 @@ def _start(app):
     import time
 
     app.literate_start = time.time()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a page keeps no progress bars
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
