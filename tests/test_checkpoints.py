@@ -406,6 +406,19 @@ def test_a_disk_that_refuses_from_the_start(tmp_path):
         Checkpoints(tmp_path / "file" / "below").save(numbered(1), 1)
 
 
+def test_ctrl_c_while_saving_leaves_no_half_file(tmp_path, monkeypatch):
+    def interrupted(number):
+        raise KeyboardInterrupt
+
+    store = Checkpoints(tmp_path)
+    store.save(numbered(1), 1)
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(numbered(2), 2)
+    assert os.listdir(tmp_path) == ["step-000000001.pt"]
+    assert same(store.load(), numbered(1))
+
+
 def test_what_is_no_fault_of_the_disk_is_told_as_it_is(tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("the accelerator is gone")
