@@ -36,13 +36,13 @@ with warnings.catch_warnings(): # in a notebook, it asks for widgets
     warnings.filterwarnings("ignore", message="IProgress not found")
     from tqdm.auto import tqdm
 
-# %% ../nbs/05a3_training_loop.ipynb #0b658e34
+# %% ../nbs/05a3_training_loop.ipynb #df451044
 def make_optimizer(
     model: nn.Module, # what shall be trained of it has `requires_grad`
     lr: float, # peak learning rate, above 0
     weight_decay: float = 0.1, # for matrices; biases and norms never shrink
     betas: tuple[float, float] = (0.9, 0.95), # memory of mean and square, in [0, 1)
-) -> torch.optim.AdamW:
+) -> torch.optim.AdamW: # fused, with one group that decays and one that does not
     """Make AdamW for the parameters that train (book 5.2; Loshchilov and Hutter 2019).
 
     Raises ValueError if no parameter trains.
@@ -73,7 +73,7 @@ def warmup_cosine(
     done = (step - rise + 1) / max(1, total - rise)
     return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../nbs/05a3_training_loop.ipynb #7cd1b2aa
+# %% ../nbs/05a3_training_loop.ipynb #7b03b9ea
 class History:
     "Keep what happened at each step of a training run (book 5.2)."
 
@@ -94,8 +94,16 @@ class History:
         for name, values in self.columns.items():
             values.append(row.get(name))
 
+    def last(
+        self,
+        name: str, # of a column
+    ) -> float | str | None: # None if it was never measured
+        "Give the latest value that was measured."
+        values = reversed(self.columns.get(name, ()))
+        return next((value for value in values if value is not None), None)
+
     @property
-    def frame(self): # DataFrame, the steps as index; NaN where nothing was measured
+    def frame(self) -> object: # DataFrame by step; NaN where nothing was measured
         "Give the table: one row for each step."
         import pandas as pd
         frame = pd.DataFrame(self.columns)
@@ -104,7 +112,10 @@ class History:
                 frame[name] = pd.to_numeric(frame[name])
         return frame.set_index("step") if len(frame) else frame
 
-    def evaluations(self, *columns: str): # DataFrame; all columns by default
+    def evaluations(
+        self,
+        *columns: str, # default: all
+    ) -> object: # DataFrame
         "Give only the rows with an evaluation."
         frame = self.frame
         if "evaluated" in frame:
@@ -229,7 +240,7 @@ def _step(
     loss = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     return {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"]}
 
-# %% ../nbs/05a3_training_loop.ipynb #37c95306
+# %% ../nbs/05a3_training_loop.ipynb #5b46fe6a
 def _measure(
     run: _Run, # is not changed
     eval_batches: int | None, # of the validation loader
@@ -245,7 +256,7 @@ def _measure(
             value = look(run.model)
             found[name] = value.item() if hasattr(value, "item") else value
     set_random_state(before)
-    if epoch is not None: # somebody may have measured on the training loader
+    if getattr(run.loader, "epoch", None) != epoch: # `watch` read the training loader
         run.loader.epoch = epoch
     return found
 
@@ -357,10 +368,11 @@ def _batches(
                              "or an iterator that can be read only once")
         epoch += 1
 
-# %% ../nbs/05a3_training_loop.ipynb #21643913
+# %% ../nbs/05a3_training_loop.ipynb #cb298e79
 def _show(bar, run: _Run, row: dict) -> None:
     "Move the progress bar by one step, and print the texts that were sampled."
-    numbers = {name: row[name] for name in ("loss", "val_loss") if name in row}
+    latest = {name: run.history.last(name) for name in ("loss", "val_loss")}
+    numbers = {name: value for name, value in latest.items() if value is not None}
     speed = f"{run.tokens / run.elapsed():,.0f}"
     bar.set_postfix(numbers | {"tokens/s": speed}, refresh=False)
     bar.update()
@@ -407,14 +419,21 @@ def _loop(
         _leave(stop[0], run)
     return run.history
 
-# %% ../nbs/05a3_training_loop.ipynb #a4c2c6a3
-def _check_settings(max_norm, autocast) -> None:
-    "Refuse a limit that is none, and a type that would need a scaled loss."
+# %% ../nbs/05a3_training_loop.ipynb #993e388f
+_COLUMNS = {"step", "epoch", "tokens", "seconds", "evaluated", "loss", "norm", "lr",
+            "val_loss"}
+
+
+def _check_settings(max_norm, autocast, watch) -> None:
+    "Refuse no limit, a type that would need a scaled loss, and a column's name."
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}, must be above 0; "
                          "math.inf clips nothing")
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is {autocast}, must be torch.bfloat16 or None")
+    if taken := _COLUMNS & {*watch}:
+        raise ValueError(f"watch has {min(taken)!r}, which every history has already; "
+                         "choose another name")
 
 
 def _store(
@@ -429,7 +448,7 @@ def _store(
                          "mid-epoch; make it with make_loader")
     return checkpoint if hasattr(checkpoint, "save") else Checkpoints(checkpoint)
 
-# %% ../nbs/05a3_training_loop.ipynb #b0965a44
+# %% ../nbs/05a3_training_loop.ipynb #5bbc3f4b
 def train(
     model: nn.Module, # changed in place; where it is, it is trained
     loader: Iterable, # the batches of an epoch
@@ -459,23 +478,24 @@ def train(
     """
     _whole(epochs=epochs, max_steps=max_steps, accumulate=accumulate,
            eval_every=eval_every, eval_batches=eval_batches, save_every=save_every)
-    _check_settings(max_norm, autocast)
+    watch = watch or {}
+    _check_settings(max_norm, autocast, watch)
     store = _store(checkpoint, loader)
     total = _count_steps(loader, epochs, max_steps, accumulate)
     run = _Run(model, torch.compile(model) if compile else model, loss_fn,
                optimizer or make_optimizer(model, lr, weight_decay),
                schedule or (lambda step, total: 1.0), total, max_norm, accumulate,
                autocast, loader, val_loader, store)
-    measure = partial(_measure, run, eval_batches, watch or {})
+    measure = partial(_measure, run, eval_batches, watch)
     tenth = max(1, total // 10)
     return _loop(run, measure, eval_every or tenth, save_every or tenth, progress)
 
-# %% ../nbs/05a3_training_loop.ipynb #adb939c6
+# %% ../nbs/05a3_training_loop.ipynb #ed89c3ef
 @patch
 def plot(
     self: History,
     *columns: str, # what to draw; default: the losses
-): # matplotlib Figure
+) -> object: # matplotlib Figure
     "Draw columns over the steps, with a second axis that counts tokens (book 5.2)."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter

@@ -470,6 +470,7 @@ def test_a_loader_goes_on_with_its_next_epoch():
       for value in (0, -1, 1.5, True, "3")],
     *[({"max_norm": value}, f"max_norm is {value}, must be above 0") for value in (0, -1.0, math.nan)],
     ({"autocast": torch.float16}, "autocast is torch.float16, must be torch.bfloat16 or None"),
+    ({"watch": {"loss": len}}, "watch has 'loss', which every history has already; choose another name"),
     ({"checkpoint": "run"}, "the loader has no state.*make it with make_loader"),
 ])
 def test_impossible_arguments_are_refused_at_once(options, says, tmp_path, monkeypatch):
@@ -549,6 +550,8 @@ def test_history_is_a_table():
     assert history.evaluations().index.tolist() == [0, 2] and "tokens" not in history.evaluations()
     pd.testing.assert_frame_equal(history.evaluations("val_loss"), pd.DataFrame(
         {"val_loss": [3.0, 2.25]}, index=pd.Index([0, 2], name="step")))
+    assert (history.last("loss"), history.last("story"), history.last("tokens")) == (2.0, "Once", None)
+    assert history.last("nothing") is None
     assert "Once" in repr(history) and "Once" in history._repr_html_()
     assert History(history.columns).frame.equals(frame)
 
@@ -588,7 +591,7 @@ def test_the_bar_shows_loss_speed_and_time_left_and_prints_texts():
     out, bar = shown(TQDM_DISABLE="")
     assert out.count("a sample") == 10
     last = bar.split("\r")[-1]
-    assert "20/20" in last and "loss=" in last and "tokens/s=" in last and "<00:00" in last
+    assert "20/20" in last and "loss=" in last and "val_loss=" in last and "tokens/s=" in last and "<00:00" in last
 
 
 def test_the_environment_silences_the_bar():
