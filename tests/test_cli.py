@@ -124,6 +124,15 @@ def test_alone_it_lists_its_commands_without_loading_anything():
         assert re.search(rf"^  {name} +{re.escape(what)}$", done.stdout, re.M)
 
 
+def test_threads_wait_quietly_unless_somebody_wants_otherwise():
+    script = "import os; from llm_literate.cli import main; main([]); print(os.environ['OMP_WAIT_POLICY'])"
+    for own, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | own
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False,
+                              env=environment)
+        assert done.stdout.splitlines()[-1] == expected
+
+
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(shell, option):
     assert shell(option) == shell()
