@@ -69,6 +69,9 @@ test: lint book  ## everything that passes or fails
 vocabulary: setup  ## train the shipped vocabulary again
 	@$(BIN)/python -c 'from llm_literate import small_world, tokenizer; tokenizer.BPETokenizer.train(small_world.corpus(), 2048).save("llm_literate/assets/small_tokenizer.json")'
 
+# Memory that is kept for the next step need not be asked for again (glibc).
+pretrain: export MALLOC_TOP_PAD_ := 268435456
+pretrain: export MALLOC_TRIM_THRESHOLD_ := 17179869184
 pretrain: setup  ## train the model that ships once more (an hour or more)
 	@$(BIN)/python -m llm_literate.pretrain --folder runs/small
 	@$(BIN)/python -m llm_literate.pretrain --folder runs/one_layer --layers 1
