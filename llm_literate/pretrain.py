@@ -258,7 +258,7 @@ It is there to be studied and fine-tuned in a book.
 sha256 of the weights: {record['sha256']}
 """
 
-# %% ../nbs/05c1_small_model.ipynb #54ad3973
+# %% ../nbs/05c1_small_model.ipynb #f211b278
 def write_model(
     model: GPTModel, # after training
     histories: list[History], # of the parts of its training
@@ -275,7 +275,7 @@ def write_model(
     steps, tokens, found = [], 0, {name: [] for name in measures}
     for history in histories:
         table, offset = history.evaluations(), max(steps, default=0)
-        table = table.iloc[len(steps) > 0:] # a part begins where the last one ended
+        table = table.iloc[1 if steps else 0:] # a part begins where the last ended
         steps += (table.index + offset).tolist()
         tokens += int(history.columns["tokens"][-1])
         for name, values in found.items():

@@ -187,7 +187,6 @@ def halted(recipe, folder):
 def test_the_command_writes_model_record_and_card(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("llm_literate.pretrain.CONFIGS", {"small": TINY})
     monkeypatch.setattr("llm_literate.pretrain.Recipe", lambda: QUICK)
-    monkeypatch.setattr("llm_literate.pretrain.tune_cpu", dict)
     monkeypatch.setattr("sys.argv", ["pretrain"])
     main(folder=str(tmp_path), layers=2, steps=3)
     model = load_model(tmp_path / "small_model.safetensors")
