@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_optimizer', 'warmup_cosine', 'History', 'TrainingDiverged', 'train']
 
-# %% ../nbs/05a3_training_loop.ipynb #de28760a
+# %% ../nbs/05a3_training_loop.ipynb #77f427b0
 import math
 import signal
 import threading
