@@ -222,7 +222,7 @@ def pretrain(
             autocast=autocast))
     return model, histories
 
-# %% ../nbs/05c1_small_model.ipynb #2183a7aa
+# %% ../nbs/05c1_small_model.ipynb #380d75d9
 def model_card(
     record: dict, # as `write_model` makes it
 ) -> str: # Markdown
@@ -252,8 +252,8 @@ Again by: `make pretrain`.
 
 ## Limits
 It knows the sixty people and the words of one invented valley, and no other word, \
-language, fact or person. It copies names only in part and other things hardly, as the \
-table shows. It cannot reason, and what it says is made up. \
+language, fact or person. It copies names, and other things hardly, as the table \
+shows. It cannot reason, and what it says is made up. \
 It is there to be studied and fine-tuned in a book.
 
 sha256 of the weights: {record['sha256']}
