@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'PATIENCE', 'SLOWEST', 'TokenWindows', 'flat_ids', 'BatchOrder', 'Loader', 'make_loader', 'DataUnavailable',
-           'DataFile', 'local', 'fetch']
+           'DataFile', 'local', 'why', 'fetch']
 
 # %% ../nbs/02c_data.ipynb #1664f18e
 import array
@@ -413,10 +413,10 @@ def _download(
     return bytes(body)
 
 # %% ../nbs/02c_data.ipynb #42249790
-def _reason(
+def why(
     error: Exception, # from an attempt to download
 ) -> str: # one line
-    "Say why, without the address that requests repeats."
+    "Say why it failed, without the address that requests repeats (this page)."
     cause = getattr(error.args[0], "reason", error) if error.args else error
     text = str(cause).rpartition(">: ")[2] if cause is not error else str(cause)
     return f"{type(cause).__name__}: {text}"
@@ -448,7 +448,7 @@ def fetch(
             path = pooch.retrieve(url, f"sha256:{known}", saved, cache, None, save)
             return _member(Path(path), file, cache) if file.archive else Path(path)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            failures.append(f"  {url}\n    {_reason(error)}")
+            failures.append(f"  {url}\n    {why(error)}")
     folder = Path(os.environ.get("LLM_LITERATE_DATA") or cache)
     raise DataUnavailable(
         f"{name} is not on this machine and could not be downloaded:\n"

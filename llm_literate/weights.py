@@ -6,7 +6,7 @@
 __all__ = ['GPT2_FILES', 'PRETRAINED', 'WeightsError', 'save_model', 'read_about', 'load_model', 'HubFile', 'gpt2_names',
            'read_gpt2', 'local_gpt2', 'load_gpt2', 'load_pretrained']
 
-# %% ../nbs/05c_weights.ipynb #cfad055e
+# %% ../nbs/05c_weights.ipynb #e24b6bc2
 import json
 import os
 import re
@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .data import PATIENCE, SLOWEST, DataUnavailable, pooch
+from .checkpoints import sync_folder
+from .data import PATIENCE, SLOWEST, DataUnavailable, pooch, why
 from .model import CONFIGS, GPTConfig, GPTModel
 
 # %% ../nbs/05c_weights.ipynb #8aaea79a
@@ -95,7 +96,7 @@ def _check_fit(
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError("; ".join(wrong[:3]) + more + f": {advice}")
 
-# %% ../nbs/05c_weights.ipynb #11aef1ca
+# %% ../nbs/05c_weights.ipynb #f7254bca
 def _write(
     path: Path, # of the file
     tensors: dict[str, torch.Tensor], # contiguous, on the CPU
@@ -115,10 +116,7 @@ def _write(
         raise OSError(f"could not write {path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
-    if os.name == "posix": # the name, too, has to reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    sync_folder(path.parent) # the name, too, has to reach the disk
 
 # %% ../nbs/05c_weights.ipynb #fa0215a7
 def save_model(
@@ -480,7 +478,7 @@ def _download(
     if failure:
         raise failure[0]
 
-# %% ../nbs/05c_weights.ipynb #e504a21a
+# %% ../nbs/05c_weights.ipynb #53e5331c
 def _fetch_gpt2(
     size: str, # "124M", "355M", "774M" or "1558M"
     cache, # a folder or None
@@ -496,12 +494,10 @@ def _fetch_gpt2(
         except OSError as error:
             if part.exists() and part.stat().st_size > begun:
                 continue
-            cause = getattr(error.args[0], "reason", error) if error.args else error
-            reason = f"{type(cause).__name__}: {str(cause).rpartition('>: ')[2]}"
             place = Path(os.environ.get("LLM_LITERATE_DATA") or folder) / path.name
             raise DataUnavailable(
                 f"GPT-2 {size} ({file.gigabytes:g} GB) is not on this machine and "
-                f"could not be downloaded:\n  {file.url}\n    {reason}\n"
+                f"could not be downloaded:\n  {file.url}\n    {why(error)}\n"
                 f"Download it by hand from there and save it as {place}, or set "
                 f"LLM_LITERATE_DATA to a folder that holds {path.name} "
                 f"(sha256 {file.sha256}).") from error

@@ -200,7 +200,7 @@ def crash_while_saving(folder, moment):
 
     torch_save, places = torch.save, {
         "write": (torch, "save"), "fsync": (os, "fsync"), "read": (checkpoints, "_read"), "rename": (Path, "replace"),
-        "folder": (checkpoints, "_sync"), "remove": (Path, "unlink")}
+        "folder": (checkpoints, "sync_folder"), "remove": (Path, "unlink")}
     setattr(*places[moment], write_half if moment == "write" else die)
     Checkpoints(folder).save(numbered(3), 3)
 
