@@ -380,16 +380,17 @@ def _show(bar, run: _Run, row: dict) -> None:
         if not bar.disable:
             bar.write(text)
 
-# %% ../nbs/05a3_training_loop.ipynb #7baa8b21
+# %% ../nbs/05a3_training_loop.ipynb #47f5bf4e
 def _loop(
     run: _Run, # ready for its first step
     measure: Callable, # () -> what an evaluation finds
     eval_every: int, # steps
     save_every: int, # steps
     progress: bool, # whether to show a bar
+    agree: Callable[[bool], bool], # (asked to stop) -> whether to
 ) -> History: # of this and of earlier processes
     "Take step after step; evaluate, save and stop when it is time."
-    store = run.store
+    store, leave = run.store, False
     if store:
         _resume(run)
     bar = tqdm(total=run.total, initial=run.step, unit="step",
@@ -410,13 +411,13 @@ def _loop(
             row |= measure() if row["evaluated"] else {}
             run.history.append(seconds=run.elapsed(), **row)
             _show(bar, run, row)
-            leave = bool(stop) # one look: a signal may come at any moment
+            leave = agree(bool(stop)) # one look: a signal may come at any moment
             if store and (leave or last or run.step % save_every == 0):
                 _save(run, position)
             if leave:
                 break
-    if stop:
-        _leave(stop[0], run)
+    if leave or stop:
+        _leave(stop[0] if stop else signal.SIGTERM, run)
     return run.history
 
 # %% ../nbs/05a3_training_loop.ipynb #993e388f
@@ -448,7 +449,7 @@ def _store(
                          "mid-epoch; make it with make_loader")
     return checkpoint if hasattr(checkpoint, "save") else Checkpoints(checkpoint)
 
-# %% ../nbs/05a3_training_loop.ipynb #5bbc3f4b
+# %% ../nbs/05a3_training_loop.ipynb #9c1d461d
 def train(
     model: nn.Module, # changed in place; where it is, it is trained
     loader: Iterable, # the batches of an epoch
@@ -470,6 +471,7 @@ def train(
     save_every: int | None = None, # steps between checkpoints; default: a tenth of all
     autocast: torch.dtype | None = None, # torch.bfloat16 for faster products
     compile: bool = False, # let torch.compile make one program of the model
+    agree: Callable[[bool], bool] = bool, # (asked to stop) -> whether to, for processes
     progress: bool = True, # show loss, tokens a second and the time left
 ) -> History: # what happened at each step
     """Train a model on batches, with whatever loss (book 5.2, D.1 to D.4).
@@ -488,7 +490,8 @@ def train(
                autocast, loader, val_loader, store)
     measure = partial(_measure, run, eval_batches, watch)
     tenth = max(1, total // 10)
-    return _loop(run, measure, eval_every or tenth, save_every or tenth, progress)
+    return _loop(run, measure, eval_every or tenth, save_every or tenth, progress,
+                 agree)
 
 # %% ../nbs/05a3_training_loop.ipynb #ed89c3ef
 @patch

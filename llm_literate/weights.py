@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['GPT2_FILES', 'PRETRAINED', 'WeightsError', 'save_model', 'read_about', 'load_model', 'HubFile', 'gpt2_names',
-           'read_gpt2', 'local_gpt2', 'load_gpt2', 'load_pretrained']
+           'read_gpt2', 'local_gpt2', 'load_gpt2', 'load_pretrained', 'made_once']
 
-# %% ../nbs/05c_weights.ipynb #e24b6bc2
+# %% ../nbs/05c_weights.ipynb #e88e073d
 import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -545,3 +545,30 @@ def load_pretrained(
                          f"with size {', '.join(GPT2_FILES)}")
     folder = Path(str(files("llm_literate"))) / "assets"
     return load_model(folder / PRETRAINED[name], device, dtype)
+
+# %% ../nbs/05c_weights.ipynb #9c7aca07
+def made_once(
+    name: str, # what the model is, for messages and the file's name
+    make: Callable[[], GPTModel], # makes it, where no file is there yet
+    about: dict, # all that decides it, as JSON can hold it
+    cache: Path | str | None = None, # folder; default: the user's cache
+) -> GPTModel: # in evaluation mode
+    "Load a model that was made here before, or make it and keep it (this page)."
+    shipped = files("llm_literate") / "assets" / PRETRAINED["small"]
+    key = json.dumps(about, sort_keys=True).encode() + shipped.read_bytes()
+    folder = Path(cache or pooch.os_cache("llm_literate")) / "models"
+    path = folder / f"{name}-{sha256(key).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        try:
+            return load_model(path)
+        except WeightsError as error:
+            print(f"note: {error}; making it again", file=sys.stderr)
+    print(f"making the {name} from the small model, once; it will be kept as {path}",
+          file=sys.stderr)
+    model = make().eval()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, path, about=about)
+    except OSError as error:
+        print(f"note: the {name} could not be kept: {error}", file=sys.stderr)
+    return model

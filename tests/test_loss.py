@@ -20,6 +20,7 @@ from llm_literate.loss import (
     lm_loss,
     perplexity,
     text_to_token_ids,
+    pick_device,
     to_device,
     token_ids_to_text,
 )
@@ -260,6 +261,21 @@ def test_no_gradients_are_recorded():
     evaluate(model, [(ids[:, :-1], ids[:, 1:])], spy)
     assert all(weight.grad is None for weight in model.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_the_fastest_device_there_is(monkeypatch):
+    for cuda, mps, best in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert pick_device() == torch.device(best)
+        assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="there is no 'cuda' here, only cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("cuda:0").index == 0
+    with pytest.raises(ValueError, match="'cuda:3'"):
+        pick_device("cuda:3")
 
 
 # Devices; torch's device “meta” has shapes only, and stands for a GPU

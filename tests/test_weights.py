@@ -37,6 +37,7 @@ from llm_literate.weights import (
     load_gpt2,
     load_model,
     load_pretrained,
+    made_once,
     local_gpt2,
     read_about,
     read_gpt2,
@@ -891,3 +892,29 @@ def as_openai(model):
         tensor = torch.cat([ours[our].detach() for our in gpt2_names(name)])
         theirs[name] = (tensor.T if ".c_" in name and tensor.ndim == 2 else tensor).contiguous()
     return theirs
+
+
+def test_a_model_is_made_once_and_again_if_its_file_is_damaged(tmp_path, capsys):
+    def make():
+        torch.manual_seed(len(calls))
+        calls.append(1)
+        return GPTModel(GPTConfig(9, 8, 4, 2, 1)).train()
+
+    calls = []
+    first = made_once("toy", make, {"steps": 1}, tmp_path)
+    assert not first.training and "making the toy" in capsys.readouterr().err
+    again = made_once("toy", make, {"steps": 1}, tmp_path)
+    assert len(calls) == 1 and capsys.readouterr().err == ""
+    assert torch.equal(first.out_head.weight, again.out_head.weight)
+    made_once("toy", make, {"steps": 2}, tmp_path)
+    assert len(calls) == 2 and len(list(tmp_path.glob("models/toy-*.safetensors"))) == 2
+    for path in tmp_path.glob("models/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    made_once("toy", make, {"steps": 1}, tmp_path)
+    assert len(calls) == 3 and "making it again" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_no_failure(tmp_path, capsys):
+    (tmp_path / "models").write_text("a file where the folder should be")
+    made_once("toy", lambda: GPTModel(GPTConfig(9, 8, 4, 2, 1)), {}, tmp_path)
+    assert "could not be kept" in capsys.readouterr().err
