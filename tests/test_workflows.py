@@ -77,6 +77,15 @@ def test_tests_left_out_on_other_systems_exist(lines):
           for name in named if not (ROOT / name).exists())
 
 
+def test_scripts_that_workflows_call_exist(lines):
+    found = [(path, name) for path in WORKFLOWS
+             for name in re.findall(r"python (tests/\S+\.py)", path.read_text(encoding="utf-8"))]
+    assert any(name == "tests/check_links.py" for _, name in found), \
+        ".github/workflows/nightly.yml: must run tests/check_links.py, so that dead links are told"
+    lines(f"{told(path)}: calls {name}, which is not there; take it out or write it"
+          for path, name in found if not (ROOT / name).exists())
+
+
 def test_binder_scripts_can_run(lines):
     complaints = []
     for name in ("postBuild", "start"):
