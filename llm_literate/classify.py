@@ -29,7 +29,7 @@ from .tokenizer import gpt2_tokenizer, small_tokenizer
 from .train import train, warmup_cosine
 from .weights import load_model, load_pretrained, made_once, read_about
 
-# %% ../nbs/06_classification.ipynb #21260893
+# %% ../nbs/06_classification.ipynb #58d40401
 LABELS = ("ham", "spam") # class 0 and class 1
 
 
@@ -39,14 +39,14 @@ def _read(
 ): # DataFrame of strings
     "Read a file of messages as it is; raises ValueError if it is empty."
     import pandas as pd
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         label, tab, _ = file.readline().partition("\t")
     plain = {"sep": "\t", "header": None, "names": ["label", "text"]}
     plain = plain if tab and label in LABELS else {}
     marks = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try: # a message "NA" is a text and no missing number
         return pd.read_csv(path, dtype=str, keep_default_na=False, quoting=marks,
-                           **plain)
+                           encoding="utf-8-sig", **plain)
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} is empty; it should hold messages and labels") \
             from None
