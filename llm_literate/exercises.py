@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['Exercise', 'exercise', 'ids', 'statement', 'hint', 'Verdict', 'check']
 
-# %% ../nbs/C1_checks.ipynb #591dc375
+# %% ../nbs/C1_checks.ipynb #fff5efa6
 import difflib
+import html
 import math
+import re
 import sys
 import tempfile
 import tomllib
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from importlib.resources import files
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +94,7 @@ def hint(
     "Say where to look (book C)."
     return exercise(id).hint
 
-# %% ../nbs/C1_checks.ipynb #076c5493
+# %% ../nbs/C1_checks.ipynb #7ca1c80e
 @dataclass(frozen=True)
 class Verdict:
     "Say whether an answer is right, and if not, where to look (this page)."
@@ -105,6 +108,10 @@ class Verdict:
 
     def __repr__(self):
         return f"{self.id} " + ("✓ right" if self.right else f"not yet: {self.hint}")
+
+    def _repr_html_(self): # wraps, where a line of plain text would scroll
+        told = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(repr(self)))
+        return f'<div class="lit-verdict">{told}</div>'
 
 # %% ../nbs/C1_checks.ipynb #d82f67d6
 class _Kind(Exception):
@@ -222,7 +229,7 @@ def check(
         return Verdict(one.id, False, str(error))
     return Verdict(one.id, True)
 
-# %% ../nbs/C1_checks.ipynb #c40da5fe
+# %% ../nbs/C1_checks.ipynb #e2f188db
 @_checks("A.1")
 def _python(answer):
     if isinstance(answer, str):
@@ -231,7 +238,8 @@ def _python(answer):
     if not isinstance(answer, tuple | list) or len(answer) < 2:
         raise _Kind
     major, minor = (_number(n) for n in answer[:2])
-    _unless((major, minor) >= (3, 11), f"Python {major}.{minor} is too old for this book")
+    _unless((major, minor) >= (3, 11),
+            f"Python {major}.{minor} is too old for this book")
     _unless((major, minor) == sys.version_info[:2],
             "that is another Python than the one that runs this check; "
             "choose the environment as the kernel of this notebook")
@@ -243,7 +251,7 @@ def _installed(answer):
         answer = answer.to_dict()
     if not isinstance(answer, Mapping) or not all(isinstance(k, str) for k in answer):
         raise _Kind
-    found = {name.lower().replace("_", "-"): version for name, version in answer.items()}
+    found = {name.lower().replace("_", "-"): answer[name] for name in answer}
     needs = [need for need in metadata.requires("llm-literate") if ";" not in need]
     for need in needs:
         name = "".join(c if c.isalnum() or c in "-_." else " " for c in need).split()[0]
@@ -253,11 +261,11 @@ def _installed(answer):
         _unless(str(told) == metadata.version(name),
                 f"another version of {name} is installed than you say")
 
-# %% ../nbs/C1_checks.ipynb #508b9c6d
+# %% ../nbs/C1_checks.ipynb #8c1afb27
 @_checks("A.3")
 def _small_network(answer):
     sizes = (2, 30, 20, 2)
-    layers = list(zip(sizes, sizes[1:]))
+    layers = list(pairwise(sizes))
     if isinstance(answer, nn.Module):
         out = _call(answer, torch.zeros(1, 2), what="the network, given (1, 2),")
         _tensor(out, 1, 2)
@@ -279,13 +287,13 @@ def _seconds(answer):
     work = 2 * 100 * 200 * 300 # multiplications and additions
     for device, seconds in answer.items():
         seconds = _number(seconds)
-        _unless(seconds > 0, f"{device}: no product takes no time; time many, and divide")
+        _unless(seconds > 0, f"{device}: every product takes time; do many, and divide")
         _unless(work / seconds < 1e15, f"{device}: no chip is that fast; is the clock "
                                        "read before the work is done?")
-        _unless(work / seconds > 1e6, f"{device}: that is the time of very many products, "
-                                      "or not in seconds")
+        _unless(work / seconds > 1e6, f"{device}: that is the time of very many "
+                                      "products, or not in seconds")
 
-# %% ../nbs/C1_checks.ipynb #a139e51b
+# %% ../nbs/C1_checks.ipynb #42c48afe
 @_checks("2.1")
 def _two_words(answer):
     encoding, ids = gpt2_tokenizer(), _numbers(answer)
@@ -304,7 +312,7 @@ def _first_windows(loader, length, stride):
         raise _Kind("a batch should be inputs and targets")
     inputs, targets = (_tensor(part, None, length) for part in batch)
     where = f"context length {length}, stride {stride}: "
-    _unless(len(inputs) > 1, where + "one window in a batch says nothing about the next")
+    _unless(len(inputs) > 1, where + "one window in a batch does not show the stride")
     _unless(inputs.shape == targets.shape, where + "inputs and targets differ in shape")
     _unless(torch.equal(inputs[:, 1:], targets[:, :-1]),
             where + "the targets are not the inputs moved by one")
@@ -324,7 +332,7 @@ def _two_loaders(answer):
     _first_windows(answer[0], 2, 2)
     _first_windows(answer[1], 8, 2)
 
-# %% ../nbs/C1_checks.ipynb #b1bea82f
+# %% ../nbs/C1_checks.ipynb #25d55ac8
 @_checks("3.1")
 def _moved(answer):
     if not isinstance(answer, tuple | list) or len(answer) != 2:
@@ -333,7 +341,8 @@ def _moved(answer):
     for name in ("W_query", "W_key", "W_value"):
         one, two = getattr(plain, name, None), getattr(linear, name, None)
         if not isinstance(one, torch.Tensor) or not isinstance(two, nn.Linear):
-            raise _Kind(f"{name} should be a matrix in the first, a layer in the second")
+            raise _Kind(f"{name} should be a matrix in the first "
+                        "and a linear layer in the second")
         _unless(one.shape == two.weight.T.shape,
                 f"{name}: {tuple(one.shape)} and a layer that stores "
                 f"{tuple(two.weight.shape)} do not fit; which way does it store it?")
@@ -382,7 +391,7 @@ def _gpt2_attention(answer):
     _unless(answer != 3 * 768**2, "there is a fourth matrix, behind the heads")
     _unless(answer == right, "another width, or something else is counted as well")
 
-# %% ../nbs/C1_checks.ipynb #b36832f1
+# %% ../nbs/C1_checks.ipynb #201f858b
 @_checks("4.1")
 def _halves(answer):
     table = _table(answer, "feed forward", "attention")
@@ -417,9 +426,10 @@ def _three_sizes(answer):
     for size, count in _table(answer, "355M", "774M", "1558M").items():
         if _number(count) != _count(size):
             for name, changes in _OTHERS.items():
-                _unless(count != _count(size, **changes), f"{size}: this is with {name}")
-            raise _Wrong(f"{size}: width, blocks and heads are in CONFIGS[{size!r}]; is "
-                         "all counted, both embeddings included?")
+                _unless(count != _count(size, **changes),
+                        f"{size}: this is with {name}")
+            raise _Wrong(f"{size}: width, blocks and heads are in CONFIGS[{size!r}]; "
+                         "is all counted, both embeddings included?")
 
 # %% ../nbs/C1_checks.ipynb #fe9fc565
 def _dropouts(model) -> dict[str, list]: # place -> its layers
@@ -441,14 +451,15 @@ def _three_rates(answer):
             _unless(found == {rate}, f"{name}: asked for {rate}, found "
                                      f"{', '.join(map(str, sorted(found)))}")
 
-# %% ../nbs/C1_checks.ipynb #9caddd42
+# %% ../nbs/C1_checks.ipynb #6bdf04ee
 @_checks("5.1")
 def _pizza(answer):
     nine = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
     p, answer = probabilities(nine, 5.0)[6].item(), _number(answer)
     _unless(answer <= 1, "a probability is between 0 and 1; is this a count of draws?")
     _unless(abs(answer - probabilities(nine)[6]) > 5e-5, "this is at temperature 1")
-    _unless(abs(answer - p) < 2e-2, "divide the logits by the temperature, then softmax")
+    _unless(abs(answer - p) < 2e-2,
+            "divide the logits by the temperature, then take the softmax")
     _unless(abs(answer - p) < 1e-4, "near, but this seems to be counted or rounded")
 
 
@@ -469,7 +480,7 @@ def _choice(settings) -> tuple[float, float]: # entropy in nats, share of rare t
     rare = probabilities(_scores()) < 1e-3
     return torch.special.entr(p).sum(-1).mean().item(), (p * rare).sum(-1).mean().item()
 
-# %% ../nbs/C1_checks.ipynb #d3c58aa2
+# %% ../nbs/C1_checks.ipynb #db692994
 @_checks("5.2")
 def _purposes(answer):
     table = _table(answer, "answer", "story")
@@ -481,12 +492,13 @@ def _purposes(answer):
     plain, tail = _choice({"temperature": 1.0, "top_k": None})
     sure, _ = _choice(table["answer"])
     free, rare = _choice(table["story"])
-    _unless(sure < 0.15 * plain, "answer: chance still decides too much; lower something")
+    _unless(sure < 0.15 * plain,
+            "answer: chance still decides too much; lower something")
     _unless(free > 0.25 * plain, "story: it would be nearly the same each time")
     _unless(rare < 1.01 * tail, "story: unlikely tokens come more often than the model "
                                 "itself would have them; lower one of the two")
 
-# %% ../nbs/C1_checks.ipynb #7404423a
+# %% ../nbs/C1_checks.ipynb #f325995b
 @_checks("5.3")
 def _sure(answer):
     if not isinstance(answer, list | tuple) or not all(
@@ -495,19 +507,21 @@ def _sure(answer):
     _unless(len(answer) >= 2, "two ways are asked for")
     model = GPTModel(GPTConfig(64, 16, 16, 2, 1)).eval() # knows nothing: all is open
     ways, ids = set(), torch.arange(12).view(4, 3)
+
+    def text(seed, settings):
+        torch.manual_seed(seed)
+        return generate(model, ids, 16, **settings)
+
     for settings in answer:
         _unless(settings, "say it with an argument, not by the default values")
-        texts = []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            texts.append(_call(lambda: generate(model, ids, 16, **settings), # noqa: B023
-                               what="`generate`"))
+        texts = [_call(text, seed, settings, what="`generate`") for seed in (1, 2)]
         _unless(torch.equal(*texts), f"{dict(settings)} gave two different texts")
         greedy = settings.get("temperature", 0) == 0
-        ways.add("greedy" if greedy else "top_k" if settings.get("top_k") == 1 else "top_p")
+        one = settings.get("top_k") == 1
+        ways.add("temperature" if greedy else "top_k" if one else "top_p")
     _unless(len(ways) >= 2, "both are deterministic, but for the same reason")
 
-# %% ../nbs/C1_checks.ipynb #b711a148
+# %% ../nbs/C1_checks.ipynb #8da4b06d
 def _new_run(seed: int = 0):
     "Make a very small model with its optimizer and loader."
     torch.manual_seed(seed)
@@ -544,7 +558,8 @@ def _one_more_epoch(answer):
         fresh.register_step_pre_hook(before_step)
         with torch.enable_grad():
             _call(answer, model, fresh, loader, folder, what="the function")
-    _unless({"model", "steps"} <= set(seen), "nothing was trained with the optimizer that was given")
+    _unless({"model", "steps"} <= set(seen),
+            "nothing was trained with the optimizer that was given")
 
     def same(weights):
         return all(torch.equal(seen["model"][name], w) for name, w in weights.items())
@@ -555,7 +570,7 @@ def _one_more_epoch(answer):
     done = _steps_of(fresh) - seen["steps"]
     _unless(done == epoch, f"one epoch is {epoch} steps here, it made {done}")
 
-# %% ../nbs/C1_checks.ipynb #2ec16050
+# %% ../nbs/C1_checks.ipynb #19b46366
 @cache
 def _story_losses() -> dict[str, float]: # split -> nats for each token
     model, words = load_pretrained("small"), small_tokenizer()
@@ -579,8 +594,8 @@ def _by_heart(answer):
 
         _unless(not near(math.exp(real)), f"{split}: this is the perplexity")
         _unless(not near(real / math.log(2)), f"{split}: this is in bits, not in nats")
-        _unless(near(real), f"{split}: {loss:.3f} is not the loss; is it the mean for each "
-                            "token, with nothing trained and the text cut as asked?")
+        _unless(near(real), f"{split}: {loss:.3f} is not the loss; is it the mean for "
+                            "each token, and the text cut as asked?")
 
 
 @_checks("5.6")
@@ -600,7 +615,7 @@ def _memory(answer):
                     f"{size}: these are gigabytes")
             raise _Wrong(f"{size}: {told:,.0f} MB is not what its weights take")
 
-# %% ../nbs/C1_checks.ipynb #c55953ad
+# %% ../nbs/C1_checks.ipynb #1238951f
 @_checks("6.1")
 def _padded(answer):
     if not isinstance(answer, torch.Tensor):
@@ -618,7 +633,7 @@ def _padded(answer):
         _unless(set(row[len(ids):]) == {fill},
                 "behind a message stands something else than the end-of-text token")
 
-
+# %% ../nbs/C1_checks.ipynb #b9592a50
 @_checks("6.2")
 def _all_layers(answer):
     model, ids = _module(answer), torch.randint(2048, (2, 5))
@@ -647,13 +662,14 @@ def _first_token(answer):
     with torch.no_grad(), eval_mode(model):
         got = _tensor(_call(answer, model, ids, what="the function"), 3, 2)
         all_places = model(ids)
-    _unless(not torch.allclose(got, all_places[:, -1], atol=1e-5), "this is the last token")
+    _unless(not torch.allclose(got, all_places[:, -1], atol=1e-5),
+            "this is the last token")
     _unless(not torch.allclose(got, all_places.mean(1), atol=1e-5),
             "this is the mean of all tokens")
     _unless(torch.allclose(got, all_places[:, 0], atol=1e-5),
             "these are not the logits of the first tokens")
 
-# %% ../nbs/C1_checks.ipynb #be782ee0
+# %% ../nbs/C1_checks.ipynb #101abcef
 @_checks("7.1")
 def _phi3(answer):
     _function(answer)
@@ -674,11 +690,12 @@ def _phi3(answer):
                  for line in prompt.splitlines()}
         for mark in filter(None, marks):
             _unless(mark in lines, f"{mark!r} should have a line of its own")
-        _unless(prompt.lstrip().startswith("<|user|>"), "something stands before the user")
+        _unless(prompt.lstrip().startswith("<|user|>"),
+                "something stands before the mark of the user")
         rest = prompt.partition("<|assistant|>")[2]
         _unless(not rest.strip(" :\n"), "something follows the mark of the assistant")
 
-# %% ../nbs/C1_checks.ipynb #a0bf80cf
+# %% ../nbs/C1_checks.ipynb #fb3cd5e3
 @_checks("7.2")
 def _answer_only(answer):
     _function(answer)
@@ -692,12 +709,12 @@ def _answer_only(answer):
         _unless(inputs == ids[:-1], "the inputs are not the ids without the last one")
         kept = [target != -100 for target in targets].count(True)
         _unless(kept < len(targets) or n == 1, "nothing is masked")
-        _unless(kept >= len(ids) - n, "the first token of the answer must be learned, too")
+        _unless(kept >= len(ids) - n, "the answer's first token must be learned, too")
         _unless(kept <= len(ids) - n, "the last token of the prompt is still a target")
         _unless(targets == [-100] * (n - 1) + ids[n:],
                 "the targets are not the ids moved by one, the prompt's masked")
 
-# %% ../nbs/C1_checks.ipynb #54d0d3b8
+# %% ../nbs/C1_checks.ipynb #a0722a58
 @_checks("7.3")
 def _more(answer):
     if not isinstance(answer, list | tuple) or not all(
@@ -737,4 +754,5 @@ def _low_rank(answer):
     _unless(rank == 16 or rank % 1, f"this is rank {rank:.0f}")
     _unless(rank == 16, f"{trains:,} parameters train; is it every linear layer, "
                         "and nothing besides?")
-    _unless(frozen == whole, f"{frozen:,} parameters are frozen, the model has {whole:,}")
+    _unless(frozen == whole,
+            f"{frozen:,} parameters are frozen, the shipped model has {whole:,}")

@@ -238,6 +238,7 @@ def dropped(**more):
     return found
 
 
+NINE = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])  # the book's nine words
 PLAIN = {"temperature": 1.0}
 WRONG = {
     "A.1": [(lambda: "3.8.10", "too old"), (lambda: (3, 99), "kernel"), (lambda: sys.version_info[0], "wanted"),
@@ -246,15 +247,17 @@ WRONG = {
             (lambda: ["torch"], "wanted")],
     "A.3": [(lambda: 700, "biases"), (lambda: network(bias=False), "biases"), (lambda: 2213, "50 inputs"),
             (lambda: network(50, 3), "raised"), (lambda: 753, "one by one"), (lambda: "752", "wanted")],
-    "A.4": [(lambda: {"cpu": 0.0}, "no time"), (lambda: {"cpu": 1e-12}, "fast"), (lambda: {"cpu": 60.0}, "many"),
+    "A.4": [(lambda: {"cpu": 0.0}, "takes time"), (lambda: {"cpu": 1e-12}, "fast"), (lambda: {"cpu": 60.0}, "many"),
             (lambda: {}, "wanted"), (lambda: {"cuda": 1e-5}, "every machine"), (lambda: {"cpu": "fast"}, "wanted")],
     "2.1": [(lambda: gpt2_tokenizer().encode("Akwirwier"), "decode to 'Akwirwier'"),
             (lambda: gpt2_tokenizer().encode("Akwirw ier "), "decode to"),
             (lambda: [gpt2_tokenizer().encode(c)[0] for c in "Akwirw ier"], "merge"),
             (lambda: [10**6], "vocabulary"), (lambda: [], "vocabulary"), (lambda: ["Ak", "w"], "wanted")],
     "2.2": [(lambda: [loader(2, 1), loader(8, 2)], "stride"), (lambda: [loader(2, 2), loader(8, 8)], "stride"),
-            (lambda: [loader(8, 2), loader(2, 2)], "shape"), (lambda: [loader(2, 2), loader(8, 2, 4, True)], "shuffled"),
-            (lambda: [loader(2, 2, 1), loader(8, 2)], "one window"), (lambda: [loader(2, 2, text=[7] * 50)] * 2, "text"),
+            (lambda: [loader(8, 2), loader(2, 2)], "shape"),
+            (lambda: [loader(2, 2), loader(8, 2, 4, True)], "shuffled"),
+            (lambda: [loader(2, 2, 1), loader(8, 2)], "one window"),
+            (lambda: [loader(2, 2, text=[7] * 50)] * 2, "text"),
             (lambda: [], "wanted"), (lambda: [[], []], "raised"), (lambda: [range(3), range(3)], "wanted")],
     "3.1": [(lambda: (V1(3, 2), V2(3, 2)), "differ"), (lambda: pair(turned=False, d_out=3), "turned"),
             (lambda: pair(turned=False), "store"), (lambda: pair(["W_query", "W_key"]), "differ"),
@@ -276,14 +279,15 @@ WRONG = {
             (lambda: lambda *r: None, "GPT"), (lambda: rates(0, 0, 0), "wanted"),
             (lambda: lambda *r: nn.Linear(2, 2), "raised")],
     "5.1": [(lambda: 0.032, "counted"), (lambda: 32, "count"), (lambda: 1 / 9, "divide"),
-            (lambda: torch.tensor([4.51, .89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]).softmax(0)[6], "at temperature 1"),
+            (lambda: NINE.softmax(0)[6], "at temperature 1"),
             (lambda: "pizza", "wanted"), (lambda: math.nan, "probability")],
     "5.2": [(lambda: {"answer": PLAIN, "story": PLAIN}, "answer"), (lambda: {"answer": {"temperature": 0},
              "story": {"temperature": 0}}, "the same"), (lambda: {"answer": {"temperature": 0},
              "story": {"temperature": 3.0}}, "unlikely"), (lambda: {"answer": {}, "story": {}}, "wanted"),
             (lambda: {"answer": {"temperature": 0}, "story": {"top_p": 0.9}}, "wanted"),
             (lambda: {"answer": {"temperature": -1}, "story": PLAIN}, "raised")],
-    "5.3": [(lambda: [{"temperature": 1.0}, {"temperature": 0.0}], "different"), (lambda: [{"temperature": 0.0}], "two"),
+    "5.3": [(lambda: [{"temperature": 1.0}, {"temperature": 0.0}], "different"),
+            (lambda: [{"temperature": 0.0}], "two"),
             (lambda: [{"temperature": 0.0}, {"temperature": 0.0, "top_k": 5}], "same reason"),
             (lambda: [{}, {"temperature": 0.0}], "argument"), (lambda: [{"top": 1}, {}], "raised"),
             (lambda: [{"temperature": 1.0, "generator": torch.Generator().manual_seed(1)}] * 2, "different"),
@@ -305,18 +309,20 @@ WRONG = {
     "6.2": [(lambda: classifier(frozen=True), "frozen"), (lambda: classifier(fresh=True), "shipped"),
             (lambda: classifier(outputs=3), "shape"), (lambda: load_pretrained("small"), "shape"),
             (lambda: 97.0, "wanted")],
-    "6.3": [(lambda: lambda model, ids: model(ids)[:, -1], "last"), (lambda: lambda model, ids: model(ids).mean(1), "mean"),
+    "6.3": [(lambda: lambda model, ids: model(ids)[:, -1], "last"),
+            (lambda: lambda model, ids: model(ids).mean(1), "mean"),
             (lambda: lambda model, ids: model(ids)[:, 1], "first"), (lambda: lambda model, ids: model(ids), "shape"),
             (lambda: lambda model: None, "raised"), (lambda: torch.zeros(2, 2), "wanted")],
     "7.1": [(lambda: lambda e: f"### Instruction:\n{e['instruction']}", "Alpaca"),
             (lambda: lambda e: prompt(e) + e["output"], "answer stands"),
             (lambda: lambda e: "<|user|>\n" + e["instruction"] + "\n<|assistant|>\n", "missing"),
-            (lambda: lambda e: prompt(e).replace("\n", " "), "line"), (lambda: lambda e: "Hello\n" + prompt(e), "before"),
+            (lambda: lambda e: prompt(e).replace("\n", " "), "line"),
+            (lambda: lambda e: "Hello\n" + prompt(e), "before"),
             (lambda: lambda e: f"<|user|>\n{e['input']}\n{e['instruction']}\n<|assistant|>", "order"),
             (lambda: lambda e: None, "wanted"), (lambda: lambda e: e["text"], "raised"), (lambda: "<|user|>", "wanted"),
             (lambda: lambda e: prompt(e) + "Well,", "follows")],
     "7.2": [(lambda: lambda ids, n: (ids[:-1], ids[1:]), "nothing"),
-            (lambda: lambda ids, n: (ids[:-1], [-100] * n + ids[n + 1:]), "first token"),
+            (lambda: lambda ids, n: (ids[:-1], [-100] * n + ids[n + 1:]), "answer's first"),
             (lambda: lambda ids, n: (ids[:-1], [-100] * (n - 2) + ids[max(n - 1, 1):]), "last token"),
             (lambda: lambda ids, n: ([-100] * (n - 1) + ids[n - 1:-1], ids[1:]), "inputs"),
             (lambda: lambda ids, n: (ids, [-100] * n + ids[n:]), "as many"), (lambda: lambda ids, n: ids, "wanted"),
@@ -327,8 +333,9 @@ WRONG = {
             (lambda: [e | {"output": ""} for e in instructions(5000, 0, "train")], "empty")],
     "7.4": [(lambda: lora(8), "rank 8"), (lambda: lora(layers=["W_query", "W_value"]), "every linear layer"),
             (lambda: load_pretrained("small"), "not frozen"), (unfrozen, "not frozen"),
-            (lambda: lora(layers=["att", "ff"]), "output layer"), (lambda: load_pretrained("small").requires_grad_(False),
-             "nothing trains"), (lambda: nn.Linear(2, 2), "raised"), (lambda: 7_898_384, "wanted")],
+            (lambda: lora(layers=["att", "ff"]), "output layer"),
+            (lambda: load_pretrained("small").requires_grad_(False), "nothing trains"),
+            (lambda: nn.Linear(2, 2), "raised"), (lambda: 7_898_384, "wanted")],
 }
 
 
@@ -366,14 +373,17 @@ def test_no_reply_gives_the_number_away(id):
 
 
 def junk():
-    yield from (None, ..., "", "abc", "3.", "3.²", 0, 1, -1, 1.5, math.nan, math.inf, 10**400, True, b"x", object(), set())
-    yield from ([], {}, (), [1, 2], [None], {"a": 1}, range(3), iter([]), [[], []], ["", ""], [{}, {}], {1: {}})
+    yield from (None, ..., "", "abc", "3.", "3.²", 0, 1, -1, 1.5, math.nan, math.inf, 10**400, True)
+    yield from ([], {}, (), b"x", object(), set(), [1, 2], [None], {"a": 1}, range(3), iter([]))
+    yield from ([[], []], ["", ""], [{}, {}], {1: {}})
     yield from (torch.rand(2, 2), torch.tensor(3.0), torch.tensor([]), np.zeros((2, 3)), np.float64("nan"), np.bool_(1))
     yield from (pd.Series([1.0]), pd.Series({"train": 1.0, "val": "x"}), pd.DataFrame({"a": [1]}), pd.NA)
     yield from (lambda *a: None, lambda *a: a[0] if a else 0, lambda: 1, print, dict, nn.Identity(), nn.Module())
-    yield from (nn.Linear(3, 2), [nn.Linear(3, 2)] * 2, nn.Linear, {"answer": {"temperature": "x"}, "story": {"top_k": 2.5}})
+    yield from (nn.Linear(3, 2), [nn.Linear(3, 2)] * 2, nn.Linear)
+    yield {"answer": {"temperature": "x"}, "story": {"top_k": 2.5}}
     yield from ([{"temperature": "x"}] * 2, [{"what": 3}] * 2, [{3: 3}] * 2, [torch.zeros(2, 2)] * 2, {"cpu": math.nan})
-    yield from ({"feed forward": "1", "attention": None}, dict.fromkeys(SIZES, math.nan), dict.fromkeys(SIZES[1:], 10**400))
+    yield from ({"feed forward": "1", "attention": None}, dict.fromkeys(SIZES, math.nan))
+    yield dict.fromkeys(SIZES[1:], 10**400)
 
 
 @pytest.mark.parametrize("id", ALL)
@@ -394,7 +404,8 @@ SAME = {
     "A.3": [lambda: 752, lambda: np.int64(752), lambda: torch.tensor(752), lambda: 752.0, network],
     "A.4": [lambda: {"cpu": 2e-4}, lambda: {"cpu": torch.tensor(0.01), "mps": 1e-6}],
     "2.1": [lambda: torch.tensor(gpt2_tokenizer().encode("Akwirw ier")),
-            lambda: np.array(gpt2_tokenizer().encode("Akwirw ier")), lambda: tuple(gpt2_tokenizer().encode("Akwirw ier"))],
+            lambda: np.array(gpt2_tokenizer().encode("Akwirw ier")),
+            lambda: tuple(gpt2_tokenizer().encode("Akwirw ier"))],
     "2.2": [lambda: (loader(2, 2), loader(8, 2, 7)),
             lambda: [torch.utils.data.DataLoader([window for window in TokenWindows(range(99), n, 2)], 3)
                      for n in (2, 8)]],
@@ -403,7 +414,7 @@ SAME = {
     "3.3": [lambda: 2_360_064, lambda: np.int32(2_360_064)],
     "4.1": [lambda: (4_722_432, 2_360_064), lambda: pd.Series({"attention": 2_360_064, "feed forward": 4_722_432})],
     "4.2": [lambda: list(three().values()), lambda: pd.Series(three())],
-    "5.1": [lambda: probabilities(torch.tensor([4.51, .89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]), 5.0)[6]],
+    "5.1": [lambda: probabilities(NINE, 5.0)[6]],
     "5.2": [lambda: {"answer": {"top_k": 1, "temperature": 1.0}, "story": {"temperature": 0.8}},
             lambda: {"answer": {"temperature": 0.1}, "story": PLAIN}],
     "5.3": [lambda: ({"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-9}),
