@@ -4,8 +4,8 @@
 
 All contestants fine-tune the same model of this book with the same batches, loss and fused AdamW; they differ in what
 stands beside its linear layers, so the ratios say what the adapters cost and not what the models cost.
-peft and llms-from-scratch adapt all linear layers without dropout, as ours does by default; peft has the same factors and
-scale as ours, llms-from-scratch a scale of its own, which changes nothing about the work.
+peft and llms-from-scratch adapt all linear layers without dropout, as ours does by default; peft has the same factors
+and scale as ours, llms-from-scratch a scale of its own, which changes nothing about the work.
 Every contestant is a process of its own, all live at once and take turns, in another order each round.
 Memory is the peak of a process during its turns above what it held after its imports: weights, factors, gradients, the
 optimizer and activations.
@@ -58,6 +58,9 @@ def contest(name, size, rank, steps):
     if name == "peft":
         import peft  # noqa: F401  its import is not its work
     sizes, (rows, tokens) = SIZES[size]
+    warm = torch.nn.Linear(4, 4)  # what torch loads at the first step is nobody's memory
+    warm(torch.ones(1, 4)).sum().backward()
+    torch.optim.AdamW(warm.parameters(), fused=True).step()
     before = held()
     torch.manual_seed(0)
     model = adapt(name, GPTModel(GPTConfig(*sizes, drop_rate=0.0, qkv_bias=True)), rank)

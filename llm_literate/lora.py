@@ -195,22 +195,25 @@ def _split(
         (learned if lora or weight.requires_grad else base)[plain] = weight
     return learned, base
 
-# %% ../nbs/E_lora.ipynb #d02e2781
+# %% ../nbs/E_lora.ipynb #7e95cf7b
 def save_lora(
     model: nn.Module, # with LoRA; stays as it is
     path: Path | str, # of the file; an old one is replaced when the new one is whole
 ) -> Path: # the file
     """Save what was trained beside a frozen model, and its settings (this page).
 
-    Raises WeightsError if no layer has LoRA.
+    Raises WeightsError if no layer has LoRA, or they have several ranks or alphas.
     """
     adapted, path = _adapted(model), Path(path)
     if not adapted:
         raise WeightsError("no layer of the model has LoRA; save it with save_model")
-    learned, base = _split(model)
+    kinds = {(part.lora.rank, part.lora.alpha) for part in adapted.values()}
+    if len(kinds) > 1:
+        raise WeightsError(f"the layers have several ranks and alphas, {kinds}; "
+                           "a file holds one of each")
+    (rank, alpha), (learned, base) = kinds.pop(), _split(model)
     learned = {name: w.detach().cpu().contiguous() for name, w in learned.items()}
-    some = next(iter(adapted.values())).lora
-    card = json.dumps({"version": 1, "rank": some.rank, "alpha": some.alpha,
+    card = json.dumps({"version": 1, "rank": rank, "alpha": alpha,
                        "layers": list(adapted), "base": _fingerprint(base)})
     note = f"{_fingerprint(learned, card)} {card}"
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -223,7 +226,7 @@ def save_lora(
         part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/E_lora.ipynb #087b49ec
+# %% ../nbs/E_lora.ipynb #26f93a9e
 def _read_lora(
     path: Path, # a file
 ) -> tuple[dict, dict[str, torch.Tensor]]: # card, tensors by name
@@ -232,7 +235,7 @@ def _read_lora(
     try:
         with safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get("llm_literate_lora", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()} # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{path} is no whole safetensors file ({error}); "
                            f"{again}") from None

@@ -369,6 +369,13 @@ def test_other_files_are_refused(tmp_path):
     assert not (tmp_path / "no.safetensors").exists()
 
 
+def test_several_ranks_in_one_file_are_refused(tmp_path):
+    model = add_lora(tiny(), 2, 2, ["att"])
+    model.out_head = LinearWithLoRA(model.out_head, 3, 2)
+    with pytest.raises(WeightsError, match="several ranks"):
+        save_lora(model, tmp_path / "no.safetensors")
+
+
 def test_another_version_is_refused(tmp_path, monkeypatch):
     import llm_literate.lora as module
     real = json.dumps
