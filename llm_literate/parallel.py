@@ -262,7 +262,7 @@ def load(
                               f"{self.folder} to begin anew")
     return None
 
-# %% ../nbs/A1_parallel.ipynb #8439a8b9
+# %% ../nbs/A1_parallel.ipynb #692b6b73
 def train_ranks(
     model: nn.Module, # changed in place; on FSDP its weights become shares
     data, # dataset to learn from, the same on all ranks
@@ -277,7 +277,7 @@ def train_ranks(
     loss_fn: Callable = lm_loss, # (model, batch) -> mean loss and how many counted
     checkpoint: str | Path | None = None, # folder to go on from, seen by all ranks
     **settings, # further ones of `train`
-) -> History: # the same on every rank, but for seconds, tokens and tokens' speed
+) -> History: # the same on every rank but for seconds; tokens are those of one rank
     """Train on all ranks what one process would train (book A.9.3).
 
     Raises ValueError if the ranks cannot share a batch evenly.
