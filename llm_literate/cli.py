@@ -103,9 +103,13 @@ def generate(
         print(text, end="", flush=True)
     print()
 
-# %% ../nbs/05d_command_line.ipynb #a586c007
+# %% ../nbs/05d_command_line.ipynb #ddeadabb
 COMMANDS = { # name: where its function stands, and what it does
     "generate": ("llm_literate.cli:generate", "continue a text, word by word"),
+    "classify": ("llm_literate.classify:command", "tell spam from ham"),
+    "ask": ("llm_literate.assistant:ask", "answer one request"),
+    "chat": ("llm_literate.assistant:chat", "answer one request after the other"),
+    "judge": ("llm_literate.judge:command", "let a local model score answers"),
 }
 
 
