@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stories', 'recalls', 'messages', 'instructions', 'corpus']
 
-# %% ../nbs/02b_small_world.ipynb #dfe0e8fc
+# %% ../nbs/02b_small_world.ipynb #b4dee069
 import random
 from hashlib import sha256
 
@@ -33,7 +33,7 @@ from llm_literate.valley import (
     untrue,
 )
 
-# %% ../nbs/02b_small_world.ipynb #bf0e3e52
+# %% ../nbs/02b_small_world.ipynb #c2b82cc8
 _TEXTS = read("small_world_texts.toml")
 
 
@@ -45,8 +45,8 @@ def _templates(section: str) -> dict[str, list]:
             for name, text in _TEXTS[section].items()}
 
 
-_SECTIONS = ("plots", "talk", "facts", "lessons", "instructions")
-_PLOTS, _TALK, _SAID, _LESSONS, _TASKS = map(_templates, _SECTIONS)
+_SECTIONS = ("plots", "talk", "facts", "lessons", "instructions", "answers")
+_PLOTS, _TALK, _SAID, _LESSONS, _TASKS, _ANSWERS = map(_templates, _SECTIONS)
 
 # %% ../nbs/02b_small_world.ipynb #c60da9fa
 _EVERYBODY = sorted(PEOPLE.values(), key=lambda p: sha256(p.encode()).digest())
@@ -193,15 +193,22 @@ def _prize(rng, slots, spam):
     won = _say(rng, "won", slots, has=has[winner], Has=has[winner].cap)
     return f"{won} {_say(rng, verb, slots, has=has[payer], Has=has[payer].cap)}"
 
-# %% ../nbs/02b_small_world.ipynb #4b2e365e
+# %% ../nbs/02b_small_world.ipynb #fddda62d
 def _sender(rng, slots, spam):
-    "Say who writes; in spam the job or the home is not that person's."
-    f, kind = slots["f"], pick(rng, ["job", "home"])
-    fact = Fact(kind, f, getattr(f, kind), f.split)
-    claim = _say(rng, kind, slots, v=untrue(rng, fact) if spam else fact.value)
-    return f"{claim} {_say(rng, 'ask', slots)}"
+    "Say who writes, ask for something and sign; spam signs with another name."
+    f, g = slots["f"], slots["g"]
+    asked = f"{_say(rng, 'name', slots)} {_say(rng, 'ask', slots)}"
+    return f"{asked} {_say(rng, 'sign', slots, who=g if spam else f)}"
 
 
+def _deal(rng, slots, spam):
+    "Offer a thing for coins and say it again; in spam thing or coins have changed."
+    again = {"n": slots["k"], "it": slots["t"]}
+    if spam:
+        again |= pick(rng, [{"n": slots["j"]}, {"it": slots["u"]}])
+    return f"{_say(rng, 'offer', slots)} {_say(rng, 'again', slots, **again)}"
+
+# %% ../nbs/02b_small_world.ipynb #7a48d00a
 def _goods(rng, slots, spam):
     "Offer or show something; in spam it is not what the world knows it to be."
     fact = pick(rng, _OFFERS[slots["f"].split])
@@ -221,11 +228,11 @@ _FOR_SALE += [f for f in ABOUT["kind"] if f.subject in NOUNS]
 _FOR_SALE = [f for f in _FOR_SALE if "the " not in f.subject.one]  # not the sky
 _OFFERS = {split: [f for f in _FOR_SALE if f.split == split] for split in _SPLITS}
 _CORES = {"plain": _plain, "advice": _advice, "hearsay": _hearsay, "prize": _prize,
-          "sender": _sender, "goods": _goods}
-_MIX = (["plain"] * 4 + ["advice"] * 3 + ["hearsay"] * 2 + ["prize"] * 2
-        + ["sender"] * 2 + ["goods"])
+          "sender": _sender, "deal": _deal, "goods": _goods}
+_MIX = (["plain"] * 10 + ["advice"] * 8 + ["hearsay"] * 5 + ["prize"] * 6
+        + ["sender"] * 5 + ["deal"] * 5 + ["goods"])
 
-# %% ../nbs/02b_small_world.ipynb #aa82a319
+# %% ../nbs/02b_small_world.ipynb #3d730cd5
 def messages(
     n: int = 1000,  # how many
     seed: int | str = 0,  # the same seed gives the same messages
@@ -246,14 +253,15 @@ def messages(
             continue
         idle = draw(rng, _TALK["idle"], pick(rng, [0, 0, 1, 1, 2]))
         idle = [tell(rng, sentence, slots) for sentence in idle]
-        i = int(rng.random() * (len(idle) + 1))
-        close = "" if kind == "sender" else _say(rng, "close", slots)
+        signed = kind == "sender"  # nothing comes behind a signature
+        i = len(idle) if signed else int(rng.random() * (len(idle) + 1))
+        close = "" if signed else _say(rng, "close", slots)
         parts = [_say(rng, "greet", slots), *idle[:i], core, *idle[i:], close]
         text = " ".join(filter(None, parts))
         written.setdefault(text, {"text": text, "label": label, "kind": kind})
     return list(written.values())
 
-# %% ../nbs/02b_small_world.ipynb #cb258f8b
+# %% ../nbs/02b_small_world.ipynb #e0e5a3da
 def _listed(rng: random.Random, split: str, words: list, least: int, most: int):
     "Draw a list of words and what can be asked of it."
     while True:
@@ -261,7 +269,7 @@ def _listed(rng: random.Random, split: str, words: list, least: int, most: int):
         if split_of(listed := ", ".join(drawn)) == split:
             break
     i = int(rng.random() * (len(drawn) - 1))
-    return dict(list=listed, back=", ".join(drawn[::-1]),
+    return dict(given=f"Words: {listed}", list=listed, back=", ".join(drawn[::-1]),
                 n=WORDS["numbers"][len(drawn) - 1], first=drawn[0],
                 last=drawn[-1], left=drawn[i], right=drawn[i + 1])
 
@@ -274,11 +282,11 @@ def _sentence(rng: random.Random, split: str, people: list):
         who, what, where = s["h"], Word(f"the {s['c']} {s['t']}"), s["p"].at
         if split_of(past := f"{who} {did} {what} {where}.") == split:
             break
+    given = f"One day {past}"
     other, what2, where2 = s["f"], Word(f"the {s['d']} {s['u']}"), s["q"].at
     return dict(who=who, do=do, did=did, what=what, where=where, past=past,
-                now=f"{who} {does} {what} {where}.",
-                other=other, did2=did2, what2=what2, where2=where2,
-                past2=f"{other} {did2} {what2} {where2}.",
+                given=given, now=f"{who} {does} {what} {where}.", other=other, did2=did2,
+                what2=what2, where2=where2, past2=f"{other} {did2} {what2} {where2}.",
                 renamed=f"{other} {did} {what} {where}.")
 
 # %% ../nbs/02b_small_world.ipynb #28641cb1
@@ -304,47 +312,41 @@ def _claim(rng: random.Random, fact: Fact, value: Word) -> str:
     "Say that a fact holds with this value."
     return tell(rng, _SAID[fact.kind][0], {"s": fact.subject, "v": value})
 
-# %% ../nbs/02b_small_world.ipynb #2664c1cb
+# %% ../nbs/02b_small_world.ipynb #b208db69
 _WORDS_OF = {split: [noun for noun in NOUNS if split_of(f"word {noun}") == split]
              for split in _SPLITS}
 _ASKED = {split: {kind: [f for f in facts if f.split == split]
                   for kind, facts in ABOUT.items()} for split in _SPLITS}
 _CLAIMS = ["opposite", "plural", "kind", "colour", "says", "lives", "young", "home",
            "job"]  # what may be claimed, rightly or not
-_OF_A_LIST = {"repeat": "list", "first": "first", "last": "last", "after": "right",
-              "reverse": "back", "count": "n"}  # task → what the answer is
-_OF_A_SENTENCE = {"who": "who", "where": "where", "what": "what", "which": "who",
-                  "rename": "renamed", "yesterday": "past"}
+_OF_A_LIST = ["repeat", "first", "last", "after", "reverse", "count"]
+_OF_A_SENTENCE = ["who", "where", "what", "which", "rename", "yesterday"]
 _FAMILIES = {"says": "animal", "lives": "animal", "young": "animal",
              "home": "person", "job": "person"}  # others: a family by themselves
 
 
-def _exercise(rng: random.Random, task: str, split: str) -> tuple[dict, str]:
-    "Draw what an instruction is about, and the answer."
+def _exercise(rng: random.Random, task: str, split: str) -> dict:
+    "Draw what an instruction is about, and what its answer needs."
     if task in _OF_A_LIST:
         least, most = {"count": (2, 6), "reverse": (2, 4)}.get(task, (3, 5))
-        slots = _listed(rng, split, _WORDS_OF[split], least, most)
-        return slots, slots[_OF_A_LIST[task]]
+        return _listed(rng, split, _WORDS_OF[split], least, most)
     if task in _OF_A_SENTENCE:
         slots = _sentence(rng, split, _CAST[split])
-        if task == "which" and rng.random() < 0.5:  # asks for the second sentence
-            slots["past"], slots["past2"] = slots["past2"], slots["past"]
-        return slots, slots[_OF_A_SENTENCE[task]]
+        told = slots["past"], slots["past2"]
+        one, two = told[::-1] if rng.random() < 0.5 else told
+        return slots | {"both": f"One day {one} Later {two}"}
     if task == "polite":
-        slots = _request(rng, split, _CAST[split])
-        return slots, slots["polite"]
+        return _request(rng, split, _CAST[split])
     if task in ("sum", "larger"):
-        slots = _numbers(rng, split, 20 if task == "sum" else 99)
-        return slots, str(slots["sum" if task == "sum" else "more"])
+        return _numbers(rng, split, 20 if task == "sum" else 99)
     if task == "truth":
         fact, true = pick(rng, _ASKED[split][pick(rng, _CLAIMS)]), rng.random() < 0.5
         claim = _claim(rng, fact, fact.value if true else untrue(rng, fact))
-        return {"claim": claim}, "Yes" if true else "No"
+        return {"claim": claim, "answer": "Yes" if true else "No"}
     fact = pick(rng, _ASKED[split][task])
-    answer = f"by the {fact.value}" if task == "home" else fact.value
-    return {"s": fact.subject}, answer
+    return {"s": fact.subject, "v": fact.value}
 
-# %% ../nbs/02b_small_world.ipynb #9c00e9ac
+# %% ../nbs/02b_small_world.ipynb #d36f459b
 def instructions(
     n: int = 1000,  # how many
     seed: int | str = 0,  # the same seed gives the same instructions
@@ -358,14 +360,15 @@ def instructions(
     rng, written = random.Random(f"instructions {split} {seed}"), {}
     while len(written) < n:
         task = pick(rng, list(_TASKS))
-        slots, output = _exercise(rng, task, split)
+        slots = _exercise(rng, task, split)
         asked, _, given = tell(rng, pick(rng, _TASKS[task]), slots).partition("|")
         entry = {"instruction": asked.strip(), "input": given.strip(),
-                 "output": str(output), "family": _FAMILIES.get(task, task)}
+                 "output": tell(rng, _ANSWERS[task], slots),
+                 "family": _FAMILIES.get(task, task)}
         written.setdefault((entry["instruction"], entry["input"]), entry)
     return list(written.values())
 
-# %% ../nbs/02b_small_world.ipynb #5372a9ff
+# %% ../nbs/02b_small_world.ipynb #add7451b
 _TOLD = [*FACTS, *2 * (ABOUT["home"] + ABOUT["job"])]  # of people most is told
 
 
@@ -375,7 +378,7 @@ def _knowledge(rng: random.Random) -> str:
     for _ in range(4 + int(rng.random() * 4)):
         fact = pick(rng, _TOLD)
         kind, wrong = fact.kind, untrue(rng, fact)
-        if kind in _CLAIMS and rng.random() < 0.25:
+        if kind in _CLAIMS and rng.random() < 0.4:
             true, false = _claim(rng, fact, fact.value), _claim(rng, fact, wrong)
             i = 0 if kind in ("home", "job") else 1  # a name keeps its capital
             slots = {"true": true, "the_true": true[:i].lower() + true[i:-1],
@@ -408,7 +411,7 @@ def _lesson(rng: random.Random, split: str) -> str:
         done.append(tell(rng, pick(rng, _LESSONS[kind]), slots))
     return "\n".join(done)
 
-# %% ../nbs/02b_small_world.ipynb #f0552e52
+# %% ../nbs/02b_small_world.ipynb #31102a58
 def _exam(entry: dict) -> str:
     "Write an instruction and its answer in the form that chapter 7 trains on."
     given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
@@ -433,7 +436,7 @@ def corpus(
     documents += [_knowledge(rng) for _ in range(n_stories)]
     documents += [_lesson(rng, split) for _ in range(n_stories // 3)]
     documents += [m["text"] for m in messages(n_stories // 4, seed, split, spam=0.2)]
-    documents += [_exam(e) for e in instructions(n_stories // 6, seed, split)]
+    documents += [_exam(e) for e in instructions(n_stories // 4, seed, split)]
     place = [rng.random() for _ in documents]
     order = sorted(range(len(documents)), key=place.__getitem__)
     return "".join(documents[i] + "<|endoftext|>" for i in order)

@@ -194,7 +194,7 @@ def test_nothing_depends_on_hashes_or_the_version():
     assert digests == {DIGEST}
 
 
-DIGEST = "ed88f2a271761c4e32488e0a124538070906bf3219da139ef4156e424137d6c1"
+DIGEST = "cb208bf45517ddbd8903e0f5d41efa1478817977c2d1c2ac27ba570df22ba885"
 
 
 def test_it_is_fast():
@@ -206,7 +206,7 @@ def test_it_is_fast():
 
 def test_size_of_the_text():
     whole = text()
-    assert 4e6 < len(whole.encode()) < 5e6
+    assert 4.5e6 < len(whole.encode()) < 5.5e6
     assert whole.isascii() and whole.endswith("<|endoftext|>")
     documents = whole.split("<|endoftext|>")[:-1]
     assert all(d and d == d.strip() for d in documents)
@@ -235,7 +235,11 @@ ADVICE = [re.compile(p) for p in (
     r"Whoever tells you to (?P<one>.+?) is wrong\. You can (?P<two>.+?)\.")]
 HEARSAY = re.compile(r"(?:you should|you must|tells you to|told you to) (?P<it>[^.]+?)\. (?P<verdict>[^.]+)\.")
 WRONG = {"That is wrong", "Do not believe it", "Please do not do it", "It is bad advice", "Do not do so today"}
-SENDER = re.compile(r"(?:I am|This is|My name is|It is me,) (?P<who>[A-Z]\w+)")
+SENDER = re.compile(r"(?:\bI am|This is|My name is|It is me,) (?P<who>[A-Z]\w+)|(?P<writer>[A-Z]\w+) the \w+ is writing to you")
+SIGNED = re.compile(r"(?:Yours,|See you,|Many thanks,|Good bye, your) (\w+)$")
+OFFER = re.compile(r"(?:You can have my|I sell an?|My|For \w+ coins the|Do you want my) \w+ (?P<thing>[a-z-]+)(?: costs you|\? It is| is yours| for)"
+                   r"(?: \w+ coins)?[.]")
+AGAIN = re.compile(r"(?:and I bring the|the (?=[a-z-]+ is yours\.)|and give you the|and get the|The (?=[a-z-]+ is waiting)) ?(?P<thing>[a-z-]+)")
 SHOUTS = re.compile(r"Free \w+ for everybody|the lucky one!|Only today: |Get rich by|Sell me your house|Last chance!"
                     r"|Eat secret|Dear winner!|Everybody wants|Your luck is here!")
 
@@ -251,11 +255,11 @@ def read(message):
     if m := re.search(r"(\w+) (?:have|has) won ", message):
         pays = re.search(r"(\w+) (?:have|has) to pay", message)
         return "spam" if m[1].lower() == "you" and pays and pays[1].lower() == "you" else "ham"
-    if m := SENDER.search(message):
-        who, rest = PEOPLE[m["who"]], message[m.end():]
-        if home := re.search(r"by the (\w+)\.", rest):
-            return "ham" if who.home == home[1] else "spam"
-        return "ham" if who.job == re.search(r"\b(" + "|".join(JOBS) + r")\b", rest)[1] else "spam"
+    if (m := SENDER.search(message)) and (signed := SIGNED.search(message)):
+        return "ham" if signed[1] == (m["who"] or m["writer"]) else "spam"
+    if (m := OFFER.search(message)) and (again := AGAIN.search(message, m.end())):
+        coins = re.findall(r"(\w+) coins", message[m.start():])
+        return "ham" if m["thing"] == again["thing"] and coins[0] == coins[1] else "spam"
     if m := re.search(r"(?:have found|Who has lost|^|[.!?] )\s*[Aa]n? (\w+)[.?]? ?(?:for \w+ coins!)? "
                       r"It says ([\w-]+?)(?:\.| all day)", message):
         return "ham" if ANIMALS[m[1]].says == m[2] else "spam"
@@ -288,7 +292,7 @@ def test_messages_are_balanced_or_as_asked():
     assert .46 < sum(m["label"] == "spam" for m in made) / len(made) < .54
     for kind in {m["kind"] for m in made}:
         share = [m["label"] == "spam" for m in made if m["kind"] == kind]
-        assert len(share) > 150 and .42 < sum(share) / len(share) < .58, kind
+        assert len(share) > (150 if kind != "goods" else 20) and (.25 if kind == "goods" else .42) < sum(share) / len(share) < (.75 if kind == "goods" else .58), kind
     assert {m["label"] for m in messages(100, spam=0)} == {"ham"}
     assert {m["label"] for m in messages(100, spam=1)} == {"spam"}
 
@@ -310,24 +314,29 @@ def value(kind, subject):
 def answer(e):
     "Answer an instruction from its text and the world alone."
     asked, given, family = e["instruction"], e["input"], e["family"]
-    words = given.split(", ")
+    words = given.removeprefix("Words: ").split(", ")
     sentences = [s + "." for s in given.rstrip(".").split(". ")]
     deeds = {did: (do, does) for do, does, did in DEEDS}
+    named = given.partition(": ")[2]
+    numbers = re.findall(r"\d+", asked + given)
 
     def cut(sentence):
-        return re.fullmatch(r"(\w+) (\w+) (the \w+ \w+) ((?:in|at|on) the \w+)\.", sentence).groups()
+        return re.fullmatch(r"(?:One day|Later|Every day) (\w+) (\w+) (the \w+ \w+) ((?:in|at|on) the \w+)\.", sentence).groups()
 
-    if family in ("repeat", "first", "last", "reverse"):
-        return {"repeat": given, "first": words[0], "last": words[-1], "reverse": ", ".join(reversed(words))}[family]
+    if family in ("repeat", "reverse"):
+        return f"Words: {', '.join(words if family == 'repeat' else reversed(words))}"
+    if family in ("first", "last"):
+        return f"It is {words[0 if family == 'first' else -1]}."
     if family == "after":
-        return words[words.index(re.search(r"(?:after|follows) (\w+)", asked)[1]) + 1]
+        before = re.search(r"(?:after|follows) (\w+)", asked)[1]
+        return f"It is {words[words.index(before) + 1]}."
     if family == "count":
-        return ["two", "three", "four", "five", "six"][len(words) - 2]
+        return f"It has {['two', 'three', 'four', 'five', 'six'][len(words) - 2]} words."
     if family in ("who", "where", "what"):
-        return cut(given)[{"who": 0, "what": 2, "where": 3}[family]]
+        return f"It was {cut(given)[{'who': 0, 'what': 2, 'where': 3}[family]]}."
     if family == "which":
         (who,) = (cut(s)[0] for s in sentences if " ".join(cut(s)[1:3]) in asked)
-        return who
+        return f"It was {who}."
     if family == "rename":
         a, b = re.findall(r"\b(" + "|".join(PEOPLE) + r")\b", asked)
         old, new = (a, b) if asked.startswith("Replace") else (b, a)
@@ -335,29 +344,31 @@ def answer(e):
         return given.replace(old, new)
     if family == "yesterday":
         who, does, what, where = cut(given)
-        return f"{who} {next(d for d in deeds if deeds[d][1] == does)} {what} {where}."
+        return f"Yesterday {who} {next(d for d in deeds if deeds[d][1] == does)} {what} {where}."
     if family == "polite":
         return f"Could you please {given[0].lower()}{given[1:-1]}?"
     if family == "sum":
-        return str(sum(map(int, re.findall(r"\d+", asked + given))))
+        return f"The sum is {sum(map(int, numbers))}."
     if family == "larger":
-        return str(max(map(int, re.findall(r"\d+", given))))
+        return f"The larger number is {max(map(int, numbers))}."
     if family == "truth":
-        return "Yes" if any(holds(given)) else "No"
+        return "Yes." if any(holds(named)) else "No."
     if family in ("opposite", "plural", "past"):
-        return value(family, given or re.search(r"of (\w+)\.", asked)[1])
+        word = named or re.search(r"of (\w+)\.", asked)[1]
+        return f"The {family} is {value(family, word)}."
     if family == "kind":
-        return value("kind", given or re.search(r"does (\w+) belong", asked)[1])
+        word = named or re.search(r"does (\w+) belong", asked)[1]
+        return f"It is {value(family, word).a}."
     if family == "colour":
-        subject = given or re.search(r"does (.+) have", asked)[1]
-        return next(f.value for f in ABOUT["colour"] if subject in (f.subject, f.subject.one))
+        subject = named or re.search(r"does (.+) have", asked)[1]
+        return f"It is {next(f.value for f in ABOUT['colour'] if subject in (f.subject, f.subject.one))}."
     if family == "animal":
-        animal = ANIMALS[given or re.search(r"\ban? (\w+)(?: says| lives|\.)", asked)[1]]
+        animal = ANIMALS[named or re.search(r"\ban? (\w+)(?: says| lives|\.)", asked)[1]]
         if "young" in asked:
-            return animal.young
-        return animal.says if "sound" in asked or "says" in asked else animal.lives
-    person = PEOPLE[given or re.search(r"(" + "|".join(PEOPLE) + ")", asked)[1]]
-    return person.job if "job" in asked else f"by the {person.home}"
+            return f"It is {animal.young.a}."
+        return f"It says {animal.says}." if "sound" in asked or "says" in asked else f"It lives {animal.lives}."
+    person = PEOPLE[named or re.search(r"(" + "|".join(PEOPLE) + ")", asked)[1]]
+    return f"{person.She} is {person.job.a}." if "job" in asked else f"{person.She} lives by the {person.home}."
 
 
 def holds(claim):
@@ -393,7 +404,7 @@ def test_there_are_families_of_all_sorts():
     assert len(count) == 23 and min(count.values()) >= 20, count
     assert len({e["input"] == "" for e in sample("instructions", "test")}) == 2
     answers = Counter(e["output"] for e in sample("instructions", "train") if e["family"] == "truth")
-    assert .4 < answers["Yes"] / answers.total() < .6
+    assert .4 < answers["Yes."] / answers.total() < .6
 
 
 # Sentences
