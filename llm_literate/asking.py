@@ -44,9 +44,9 @@ between two lines that begin with the same mark. Grade the model's answer from 0
 worst, to 100, the best. Reply with the whole number and nothing else.""",
 }
 
-# %% ../nbs/07b1_asking.ipynb #d73e44c9
+# %% ../nbs/07b1_asking.ipynb #599dad10
 _SPECIAL = re.compile(
-    r"<[|｜][^<>]{1,60}[|｜]>|</?(?:s|think|bos|eos|pad|unk)>|<<?/?SYS>>|"
+    r"<[|｜][^<>]{1,60}[|｜]>|</?(?:s|think|bos|eos|pad|unk)>|<</?SYS>>|"
     r"<(?:start|end)_of_turn>|\[/?INST\]|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS)\]", re.I)
 
 
@@ -187,7 +187,7 @@ def _local(
     name = urlsplit(url).hostname or ""
     return name in ("localhost", "::1") or name.startswith("127.")
 
-# %% ../nbs/07b1_asking.ipynb #552aa833
+# %% ../nbs/07b1_asking.ipynb #baeb0105
 def _hooks(
     timeout: float, # seconds for a whole reply
     key: bool, # whether the key of an account may be sent
@@ -226,7 +226,8 @@ def _settings(
     "Choose how to speak with a server."
     import httpx
     return {"timeout": httpx.Timeout(timeout, connect=min(5.0, timeout)),
-            "trust_env": not _local(url), "event_hooks": _hooks(timeout, key)}
+            "trust_env": not _local(url), "event_hooks": _hooks(timeout, key),
+            "follow_redirects": False, "verify": url.startswith("https://")}
 
 # %% ../nbs/07b1_asking.ipynb #4792f16d
 def _absent(

@@ -22,7 +22,7 @@ from . import asking
 from .asking import JudgeError, OllamaJudge
 from .report import Agreement, Report, agreement, check_responses, fingerprint
 
-# %% ../nbs/07b_judge.ipynb #9fac0db8
+# %% ../nbs/07b_judge.ipynb #ca117594
 _SAME = ("model", "digest", "template", "prompt", "options", "data")
 
 
@@ -30,7 +30,7 @@ class _Lines:
     "Keep one line of JSON after the other on the disk."
 
     def __init__(self, path):
-        self.path, new = path, not path.exists()
+        self.path, self.lock, new = path, threading.Lock(), not path.exists()
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self.lines = self.read()
@@ -55,22 +55,24 @@ class _Lines:
             os.ftruncate(self.file, whole)
         return lines
 
-    def append(self, line):
-        size = os.fstat(self.file).st_size
+    def append(self, line): # from any thread; nothing after `close`
         text, done = (json.dumps(line) + "\n").encode(), 0
-        try:
-            while done < len(text):
-                done += os.write(self.file, text[done:])
-            os.fsync(self.file)
-        except BaseException: # a full disk, or Ctrl-C: a whole line or none
-            if done < len(text):
+        with self.lock:
+            size = os.fstat(self.file).st_size
+            try:
+                while done < len(text):
+                    done += os.write(self.file, text[done:])
+                os.fsync(self.file)
+            except OSError: # a full disk: a whole line or none
                 with suppress(OSError):
                     os.ftruncate(self.file, size)
-            raise
-        self.lines.append(line)
+                raise
+            self.lines.append(line)
 
     def close(self):
-        os.close(self.file)
+        with self.lock:
+            os.close(self.file)
+            self.file = -1
 
 # %% ../nbs/07b_judge.ipynb #e74e73bc
 def _lock(
@@ -149,7 +151,7 @@ def read_scores(
         raise ValueError(f"{out} has no scores of these {len(cases)} records")
     return _report(cases, lines)
 
-# %% ../nbs/07b_judge.ipynb #87f475f1
+# %% ../nbs/07b_judge.ipynb #d346e317
 def _threads(
     work: Callable, # index -> result; called from several threads
     todo: list[int], # indices
@@ -177,19 +179,17 @@ def _threads(
 
 
 def _collect(
-    file: _Lines, # where results are kept
     done: queue.SimpleQueue, # of `_threads`
     n: int, # results to wait for
-    bar, # shows them
+    scores: list[float], # of an earlier run
+    bar, # shows how far it is
 ) -> None:
-    "Write results as they come; raises what stopped them."
-    scores = [line["score"] for line in file.lines if line.get("score") is not None]
-    lost = 0 # failures in a row
+    "Watch results come; raises what stopped them."
+    scores, lost = list(scores), 0 # lost: failures in a row
     for _ in range(n):
-        i, result = done.get()
+        _, result = done.get()
         if isinstance(result, BaseException):
             raise result
-        file.append({"entry": i, **result})
         scores += [result["score"]] * (result["score"] is not None)
         bar.update()
         bar.set_postfix_str(f"mean {sum(scores) / len(scores):.1f}" if scores else "")
@@ -197,7 +197,7 @@ def _collect(
         if lost == 5:
             raise JudgeError(f"five failures in a row, the last: {result['reason']}")
 
-# %% ../nbs/07b_judge.ipynb #1edbb0ce
+# %% ../nbs/07b_judge.ipynb #cd0563eb
 def _resume(
     file: _Lines, # of an earlier run, or empty
     about: dict, # of this one
@@ -262,16 +262,21 @@ def score(
     """
     if parallel < 1:
         raise ValueError(f"parallel is {parallel}, must be 1 or more")
-    cases, file = check_responses(entries, response), None
+    cases = check_responses(entries, response)
     about = judge.about() | {"data": fingerprint(cases)}
     file, stop, ended = _Lines(Path(out)), threading.Event(), {}
+
+    def work(i):
+        result = judge.ask(cases[i], about["room"])
+        file.append({"entry": i, **result})
+        return result
+
     try:
         if todo := _resume(file, about, len(cases)):
+            scores = _report(cases, file.lines).found
             file.append({"run": about})
-            done = _threads(lambda i: judge.ask(cases[i], about["room"]), todo,
-                            parallel, stop)
             with _bar(len(cases), len(todo), progress) as bar:
-                _collect(file, done, len(todo), bar)
+                _collect(_threads(work, todo, parallel, stop), len(todo), scores, bar)
             ended = _end(judge, about)
             file.append(ended)
     except KeyboardInterrupt:
