@@ -226,7 +226,7 @@ def save_lora(
         part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/E_lora.ipynb #26f93a9e
+# %% ../nbs/E_lora.ipynb #62fc7232
 def _read_lora(
     path: Path, # a file
 ) -> tuple[dict, dict[str, torch.Tensor]]: # card, tensors by name
@@ -235,7 +235,8 @@ def _read_lora(
     try:
         with safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get("llm_literate_lora", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()} # noqa: SIM118
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise WeightsError(f"{path} is no whole safetensors file ({error}); "
                            f"{again}") from None
