@@ -40,7 +40,7 @@ def by_family(
         counts[entry["family"]] = right + (answer == entry["output"]), n + 1
     return counts
 
-# %% ../nbs/07a1_assistant.ipynb #250f2693
+# %% ../nbs/07a1_assistant.ipynb #70b164a0
 def finetune(
     model: GPTModel, # pretrained; changed in place
     tokenizer, # the model's
@@ -60,15 +60,19 @@ def finetune(
     Raises ValueError if an entry is wrong or too long for the model.
     """
     size = model.config.context_length
-    loaders = [make_loader(InstructionDataset(part, tokenizer, style, mask_prompt, size),
-                           batch_size, shuffle=first, drop_last=first, seed=seed)
-               for part, first in ((entries, True), (val_entries, False)) if part]
+    loaders = []
+    for part, learned in (entries, True), (val_entries, False):
+        if part:
+            dataset = InstructionDataset(part, tokenizer, style, mask_prompt, size)
+            loaders.append(make_loader(dataset, batch_size, shuffle=learned,
+                                       drop_last=learned, seed=seed))
     return train(model, *loaders, epochs=epochs, lr=lr, **options)
 
-# %% ../nbs/07a1_assistant.ipynb #118ed9eb
+# %% ../nbs/07a1_assistant.ipynb #f7bcb3e6
 SETTINGS = { # of the assistant that is made from the shipped small model
     "n": 4000, "seed": 1, # instructions to learn from
-    "batch_size": 32, "epochs": 3, "lr": 1e-3, "mask_prompt": True,
+    "batch_size": 32, "epochs": 1, "lr": 5e-4, "mask_prompt": True,
+    "freeze": True, # leave the token embedding as it is
 }
 
 
@@ -78,10 +82,15 @@ def tune_small(
     **options, # for `train`
 ) -> History: # what happened at each step
     "Teach the small model the small world's instructions (this page)."
-    settings = dict(settings)
-    entries = instructions(settings.pop("n"), settings.pop("seed"), "train")
-    return finetune(model, small_tokenizer(), entries, instructions(128, 2, "val"),
-                    schedule=warmup_cosine, **(settings | options))
+    settings = settings | options
+    n, seed, freeze = (settings.pop(name) for name in ("n", "seed", "freeze"))
+    model.tok_emb.weight.requires_grad_(not freeze)
+    try:
+        return finetune(model, small_tokenizer(), instructions(n, seed, "train"),
+                        instructions(128, 2, "val"), schedule=warmup_cosine,
+                        **settings)
+    finally:
+        model.tok_emb.weight.requires_grad_()
 
 # %% ../nbs/07a1_assistant.ipynb #b08e55b6
 def load_assistant(

@@ -193,7 +193,7 @@ class InstructionDataset(Dataset):
         return collate(rows, self.end_id, prompts if self.mask_prompt else None,
                        self.max_length)
 
-# %% ../nbs/07a_instructions.ipynb #e5215775
+# %% ../nbs/07a_instructions.ipynb #0def0618
 def _prompts(
     entries: list[dict], # checked
     tokenizer, # has `encode_ordinary`
@@ -219,7 +219,7 @@ def _until(
     "Cut an answer at its end."
     return ids[:ids.index(end_id)] if end_id in ids else ids
 
-
+# %% ../nbs/07a_instructions.ipynb #fec8f951
 def respond(
     model: GPTModel, # fine-tuned, if the answers are to be good
     tokenizer, # the model's; has `encode_ordinary`, `decode` and `eot_token`
