@@ -298,7 +298,7 @@ def train_ranks(
                  optimizer=optimizer, checkpoint=store, agree=any_rank,
                  **{"progress": here.rank == 0} | settings)
 
-# %% ../nbs/A1_parallel.ipynb #39cbf3dd
+# %% ../nbs/A1_parallel.ipynb #aa32d788
 @call_parse
 def main(
     kind: str = "ddp", # ddp: a copy on every rank; fsdp: a share on every rank
@@ -317,8 +317,8 @@ def main(
     config = GPTConfig(tokenizer.n_vocab, 64, width, width // 32, layers, 0.0)
     data = [TokenWindows(ids, 64, 64) for ids in text]
     with ranks() as here:
-        print(f"rank {here.rank} of {here.size}: process {os.getpid()}, {here.device}",
-              flush=True)
+        who = f"rank {here.rank} of {here.size}: process {os.getpid()}, {here.device}\n"
+        print(who, end="", flush=True) # in one piece, as all ranks write at once
         torch.manual_seed(123)
         model = GPTModel(config)
         history = train_ranks(

@@ -388,8 +388,9 @@ def wait_for(run, folder, what="step-*"):
         time.sleep(0.05)
     found = {}
     while len(found) < 2:
-        if match := re.search(r"rank (\d) of 2: process (\d+)", run.stdout.readline()):
-            found[int(match[1])] = int(match[2])
+        for rank, number in re.findall(r"rank (\d) of 2: process (\d+)", run.stdout.readline()):
+            found[int(rank)] = int(number)
+        assert run.poll() is None or len(found) == 2
     return found
 
 
