@@ -174,7 +174,7 @@ def measure(
     return Report(cases, results, {"by": f"{name}, a formula and no judge",
                                    "data": fingerprint(cases)})
 
-# %% ../nbs/07b0_report.ipynb #4f92736e
+# %% ../nbs/07b0_report.ipynb #38c7f31e
 @patch
 def summary(
     self: Report,
@@ -192,7 +192,8 @@ def summary(
     told["answers with a score"] = f"{len(self.found)} of {len(self.results)}"
     if self.failures:
         told["without"] = ", ".join(f"{n} {why}" for why, n in self.failures.items())
-        told["mean if these were all 0, or 100"] = "{:.2f} to {:.2f}".format(*self.bounds)
+        low, high = self.bounds
+        told["mean if these were all 0, or 100"] = f"{low:.2f} to {high:.2f}"
     return told
 
 
@@ -200,7 +201,7 @@ def summary(
 def table(
     self: Report,
     best: int | None = None, # only so many, the highest first (negative: the lowest)
-): # a pandas DataFrame, one row for each entry
+) -> object: # a pandas DataFrame, one row for each entry
     "List the answers with their scores."
     import pandas as pd
     rows = pd.DataFrame(
@@ -212,20 +213,18 @@ def table(
             "score", ascending=best < 0, kind="stable").head(abs(best))
     return rows
 
-# %% ../nbs/07b0_report.ipynb #b9a29ecf
+# %% ../nbs/07b0_report.ipynb #e62182b9
 @patch
 def plot(
     self: Report,
-): # a matplotlib Figure
+) -> object: # a matplotlib Figure
     "Draw how the scores are spread, and the mean with its interval."
     from matplotlib import pyplot as plt
-
-    from llm_literate import figures
     fig, ax = plt.subplots(figsize=(6, 2.6))
-    ax.hist(self.found, bins=np.linspace(0, 100, 21), color=figures.BLUE, alpha=0.75)
+    ax.hist(self.found, bins=np.linspace(0, 100, 21), color="C0", alpha=0.75)
     if self.found:
-        ax.axvspan(*self.interval, color=figures.ORANGE, alpha=0.25, lw=0)
-        ax.axvline(self.mean, color=figures.ORANGE, lw=2)
+        ax.axvspan(*self.interval, color="C1", alpha=0.25, lw=0)
+        ax.axvline(self.mean, color="C1", lw=2)
     ax.set(xlabel=f"score ({self.about.get('by', 'unknown')})", ylabel="answers",
            xlim=(0, 100))
     plt.close(fig)
@@ -307,7 +306,7 @@ def save(
 def __repr__(self: Report):
     return "\n".join(f"{key}: {value}" for key, value in self.summary().items())
 
-# %% ../nbs/07b0_report.ipynb #aab07498
+# %% ../nbs/07b0_report.ipynb #e7640b33
 @dataclass(frozen=True)
 class Comparison:
     "Hold how much better one model's answers are than another's (Miller 2024)."
@@ -333,22 +332,22 @@ def compare(
     asked = [[[entry[key] for key in _KEYS] for entry in report.entries]
              for report in (first, second)]
     if asked[0] != asked[1]:
-        raise ValueError("the reports are not about the same requests in the same order")
-    same = ("by", "digest", "template", "prompt", "options")
-    if differ := [key for key in same if first.about.get(key) != second.about.get(key)]:
-        raise ValueError(f"the reports were not made the same way: {', '.join(differ)} "
-                         "differ; score both with one judge")
+        raise ValueError("the reports are not about the same requests in one order")
+    differ = [key for key in ("by", "digest", "template", "prompt", "options")
+              if first.about.get(key) != second.about.get(key)]
+    if differ:
+        raise ValueError("the reports were not made the same way: "
+                         f"{', '.join(differ)} differ; score both with one judge")
     both = [(a, b) for a, b in zip(first.scores, second.scores, strict=True)
             if None not in (a, b)]
     gain = np.array([b - a for a, b in both], dtype=float)
-    p = 1.0
+    p, mean = 1.0, float(gain.mean()) if both else float("nan")
     if gain.any():
         from scipy.stats import wilcoxon
         p = float(wilcoxon(gain).pvalue)
     return Comparison(
-        len(both), len(asked[0]) - len(both), float(gain.mean()) if both else float("nan"),
-        bootstrap(gain), int((gain > 0).sum()), int((gain == 0).sum()),
-        int((gain < 0).sum()), p)
+        len(both), len(asked[0]) - len(both), mean, bootstrap(gain),
+        *(int(kind.sum()) for kind in (gain > 0, gain == 0, gain < 0)), p)
 
 # %% ../nbs/07b0_report.ipynb #98ed9b39
 @dataclass(frozen=True)

@@ -43,8 +43,15 @@ class Ollama:
     `drip`, `hang` below.
     """
 
-    def __init__(self, reply=lambda number, body: judged(50), models=("fake:latest",), digest="a" * 64, template="{{ .P }}",
-                 context=8192, **tags):
+    def __init__(
+        self,
+        reply=lambda number, body: judged(50),
+        models=("fake:latest",),
+        digest="a" * 64,
+        template="{{ .P }}",
+        context=8192,
+        **tags,
+    ):
         self.reply, self.digest, self.template, self.context, self.tags = reply, digest, template, context, tags
         self.models, self.loaded = models, None
         self.asked, self.paths, self.headers, self.lock = [], [], [], threading.Lock()
@@ -102,10 +109,25 @@ class Ollama:
                 if self.path == "/api/version":
                     self.send({"version": "0.33.0"})
                 elif self.path == "/api/tags":
-                    self.send({"models": [{"name": name, "model": name, "size": 4_700_000_000, "digest": fake.digest,
-                                           "details": {}, **fake.tags} for name in fake.models]})
+                    self.send(
+                        {
+                            "models": [
+                                {
+                                    "name": name,
+                                    "model": name,
+                                    "size": 4_700_000_000,
+                                    "digest": fake.digest,
+                                    "details": {},
+                                    **fake.tags,
+                                }
+                                for name in fake.models
+                            ]
+                        }
+                    )
                 elif self.path == "/api/ps":
-                    self.send({"models": [{"name": fake.models[0], "context_length": fake.loaded}] if fake.loaded else []})
+                    self.send(
+                        {"models": [{"name": fake.models[0], "context_length": fake.loaded}] if fake.loaded else []}
+                    )
                 else:
                     self.send({"error": "not found"}, 404)
 
@@ -116,8 +138,14 @@ class Ollama:
                 if body.get("model") not in names:
                     self.send({"error": f"model '{body.get('model')}' not found"}, 404)
                 elif self.path == "/api/show":
-                    self.send({"template": fake.template, "parameters": "", "details": {},
-                               "model_info": {"llama.context_length": fake.context}})
+                    self.send(
+                        {
+                            "template": fake.template,
+                            "parameters": "",
+                            "details": {},
+                            "model_info": {"llama.context_length": fake.context},
+                        }
+                    )
                 elif self.path == "/api/chat":
                     with suppress(BrokenPipeError, ConnectionResetError):
                         self.chat(body)
@@ -169,11 +197,21 @@ class Ollama:
 def stream(model, text, done=True, reason="stop"):
     "Cut a reply into lines as the real server sends them."
     base = {"model": model, "created_at": "2026-01-01T00:00:00Z"}
-    pieces = [text[i:i + 7] for i in range(0, len(text), 7)]
+    pieces = [text[i : i + 7] for i in range(0, len(text), 7)]
     lines = [{**base, "message": {"role": "assistant", "content": piece}, "done": False} for piece in pieces]
     if done:
-        lines.append({**base, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": reason,
-                      "total_duration": 1, "load_duration": 1, "prompt_eval_count": 10, "eval_count": len(pieces)})
+        lines.append(
+            {
+                **base,
+                "message": {"role": "assistant", "content": ""},
+                "done": True,
+                "done_reason": reason,
+                "total_duration": 1,
+                "load_duration": 1,
+                "prompt_eval_count": 10,
+                "eval_count": len(pieces),
+            }
+        )
     return lines
 
 

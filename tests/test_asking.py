@@ -12,8 +12,8 @@ from servers import Ollama, free_port, judged, ollama, serving, stream
 from llm_literate import asking
 from llm_literate.asking import (
     PROMPTS,
-    Judgement,
     JudgeError,
+    Judgement,
     OllamaJudge,
     address,
     doctor,
@@ -64,8 +64,23 @@ def test_the_plain_prompt_asks_for_a_number_and_sends_no_schema():
         assert not fake.asked[0].get("format")
 
 
-@given(st.text() | st.sampled_from(["<|eot_id|>", "<<|eot_id|>|eot_id|>", "</s><s>", "[INST]", "<<SYS>>", "<｜end｜>",
-                                    "<START_of_turn>", "\0", "\ud800", "</think>"]).map(lambda t: f"a{t}b{t}"))
+@given(
+    st.text()
+    | st.sampled_from(
+        [
+            "<|eot_id|>",
+            "<<|eot_id|>|eot_id|>",
+            "</s><s>",
+            "[INST]",
+            "<<SYS>>",
+            "<｜end｜>",
+            "<START_of_turn>",
+            "\0",
+            "\ud800",
+            "</think>",
+        ]
+    ).map(lambda t: f"a{t}b{t}")
+)
 def test_no_text_keeps_a_special_token(text):
     made = neutralise(text)
     assert not asking._SPECIAL.search(made)
@@ -102,12 +117,30 @@ def test_an_answer_that_knows_the_mark_gets_another_one():
 # How a reply is read
 
 
-STRICT = ['{"reason": "", "score": "85"}', '{"reason": "", "score": 85.0}', '{"reason": "", "score": 101}',
-          '{"reason": "", "score": -1}', '{"reason": "", "score": true}', '{"reason": "", "score": NaN}',
-          '{"reason": "", "score": null}', '{"reason": 1, "score": 85}', '{"score": 85}', '{"reason": ""}',
-          '{"reason": "", "score": 85, "more": 1}', '{"reason": "", "score": 1, "score": 99}', "85", "85/100", "[]", "null",
-          '{"reason": "", "score": 85', '{"reason": "", "score": 1e2}', '```json\n{"reason": "", "score": 85}\n```',
-          '{"reason": "", "score": 85} and more', '{"reason": "\\ud800", "score": 85}', "x" * 5000]
+STRICT = [
+    '{"reason": "", "score": "85"}',
+    '{"reason": "", "score": 85.0}',
+    '{"reason": "", "score": 101}',
+    '{"reason": "", "score": -1}',
+    '{"reason": "", "score": true}',
+    '{"reason": "", "score": NaN}',
+    '{"reason": "", "score": null}',
+    '{"reason": 1, "score": 85}',
+    '{"score": 85}',
+    '{"reason": ""}',
+    '{"reason": "", "score": 85, "more": 1}',
+    '{"reason": "", "score": 1, "score": 99}',
+    "85",
+    "85/100",
+    "[]",
+    "null",
+    '{"reason": "", "score": 85',
+    '{"reason": "", "score": 1e2}',
+    '```json\n{"reason": "", "score": 85}\n```',
+    '{"reason": "", "score": 85} and more',
+    '{"reason": "\\ud800", "score": 85}',
+    "x" * 5000,
+]
 
 
 @pytest.mark.parametrize("reply", STRICT)
@@ -119,7 +152,9 @@ def test_strict_reading(reply):
     assert result["reason"] and asked == 1  # the same question would bring the same reply
 
 
-@pytest.mark.parametrize("reply", ["85/100", "Score: 85", "101", "-1", "85.0", "8 5", "1e2", "NaN", "True", "٨٥", "0085"])
+@pytest.mark.parametrize(
+    "reply", ["85/100", "Score: 85", "101", "-1", "85.0", "8 5", "1e2", "NaN", "True", "٨٥", "0085"]
+)
 def test_strict_reading_of_plain_numbers(reply):
     with pytest.raises(ValueError):
         read_reply(reply, "plain")
@@ -134,21 +169,30 @@ def test_what_is_right_is_read(score, reason):
 # Replies that are no reply
 
 
-@pytest.mark.parametrize("reply, status", [
-    ("", "empty"), ("  \n", "empty"),
-    (Ollama.lines(*stream("fake", judged(85), reason="length")), "length"),
-    (Ollama.lines(*stream("fake", judged(85), done=False)), "failed"),
-    (Ollama.lines(*stream("fake", "", reason="load")), "failed"),
-    (Ollama.lines(*stream("fake", judged(85), reason="unload")), "failed"),
-    (Ollama.lines(), "failed"),
-    (Ollama.lines({"error": "model runner has unexpectedly stopped"}), "failed"),
-    (Ollama.lines(stream("fake", judged(85))[0], {"error": "an error was encountered"}), "failed"),
-    (Ollama.lines("this is no JSON"), "failed"), (Ollama.lines("[]"), "failed"), (Ollama.lines("3"), "failed"),
-    (Ollama.lines({"done": True}), "failed"), (Ollama.lines("<html></html>"), "failed"),
-    (Ollama.drop(), "failed"),
-    (Ollama.http(500, "runner died"), "failed"), (Ollama.http(502, "bad gateway"), "failed"),
-    (Ollama.http(503, "server busy"), "failed"), (Ollama.http(499, "closed"), "failed"),
-])
+@pytest.mark.parametrize(
+    "reply, status",
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        (Ollama.lines(*stream("fake", judged(85), reason="length")), "length"),
+        (Ollama.lines(*stream("fake", judged(85), done=False)), "failed"),
+        (Ollama.lines(*stream("fake", "", reason="load")), "failed"),
+        (Ollama.lines(*stream("fake", judged(85), reason="unload")), "failed"),
+        (Ollama.lines(), "failed"),
+        (Ollama.lines({"error": "model runner has unexpectedly stopped"}), "failed"),
+        (Ollama.lines(stream("fake", judged(85))[0], {"error": "an error was encountered"}), "failed"),
+        (Ollama.lines("this is no JSON"), "failed"),
+        (Ollama.lines("[]"), "failed"),
+        (Ollama.lines("3"), "failed"),
+        (Ollama.lines({"done": True}), "failed"),
+        (Ollama.lines("<html></html>"), "failed"),
+        (Ollama.drop(), "failed"),
+        (Ollama.http(500, "runner died"), "failed"),
+        (Ollama.http(502, "bad gateway"), "failed"),
+        (Ollama.http(503, "server busy"), "failed"),
+        (Ollama.http(499, "closed"), "failed"),
+    ],
+)
 def test_never_a_number_from_what_is_no_reply(reply, status):
     result, asked = asked_with(reply, tries=3)
     assert (result["status"], result["score"]) == (status, None)
@@ -156,8 +200,16 @@ def test_never_a_number_from_what_is_no_reply(reply, status):
     assert asked == result["tries"] == (3 if status == "failed" else 1)
 
 
-@pytest.mark.parametrize("fault", [Ollama.http(503, "server busy"), Ollama.http(500, "x"), Ollama.drop(), Ollama.lines(),
-                                   Ollama.lines({"error": "x"})])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Ollama.http(503, "server busy"),
+        Ollama.http(500, "x"),
+        Ollama.drop(),
+        Ollama.lines(),
+        Ollama.lines({"error": "x"}),
+    ],
+)
 def test_what_passes_is_tried_again_and_counted(fault):
     result, asked = asked_with(fault, fault, judged(70), tries=3)
     assert (result["score"], result["tries"], asked) == (70, 3, 3)
@@ -266,8 +318,15 @@ def test_the_tag_latest_may_be_left_out():
             OllamaJudge("fake:2b", fake.where).about()
 
 
-@pytest.mark.parametrize("name, tags", [("gpt:cloud", {}), ("gpt:120b-cloud", {}), ("mine:latest", {"remote_model": "x"}),
-                                        ("mine:latest", {"remote_host": "https://somewhere"})])
+@pytest.mark.parametrize(
+    "name, tags",
+    [
+        ("gpt:cloud", {}),
+        ("gpt:120b-cloud", {}),
+        ("mine:latest", {"remote_model": "x"}),
+        ("mine:latest", {"remote_host": "https://somewhere"}),
+    ],
+)
 def test_cloud_models_are_refused_unless_wanted(name, tags):
     with ollama(models=(name,), **tags) as fake:
         with pytest.raises(JudgeError, match="somebody else's machine"):
@@ -293,13 +352,25 @@ def test_provenance_is_whole():
         json.dumps(one)
 
 
-@pytest.mark.parametrize("host, wanted", [
-    (None, "http://127.0.0.1:11434"), ("", "http://127.0.0.1:11434"), ("0.0.0.0", "http://127.0.0.1:11434"),
-    ("0.0.0.0:5000", "http://127.0.0.1:5000"), ("5000", "http://127.0.0.1:5000"), (":5000", "http://127.0.0.1:5000"),
-    ("::1", "http://[::1]:11434"), ("[::1]:5000", "http://[::1]:5000"), ("::", "http://[::1]:11434"),
-    ("example.org", "http://example.org:11434"), ("http://example.org", "http://example.org:80"),
-    ("https://example.org", "https://example.org:443"), ("https://example.org:1/a/", "https://example.org:1/a"),
-    (" 'localhost' ", "http://localhost:11434")])
+@pytest.mark.parametrize(
+    "host, wanted",
+    [
+        (None, "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:5000", "http://127.0.0.1:5000"),
+        ("5000", "http://127.0.0.1:5000"),
+        (":5000", "http://127.0.0.1:5000"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("::", "http://[::1]:11434"),
+        ("example.org", "http://example.org:11434"),
+        ("http://example.org", "http://example.org:80"),
+        ("https://example.org", "https://example.org:443"),
+        ("https://example.org:1/a/", "https://example.org:1/a"),
+        (" 'localhost' ", "http://localhost:11434"),
+    ],
+)
 def test_addresses(host, wanted, monkeypatch):
     assert address(host) == wanted
     if host is not None:
@@ -313,8 +384,10 @@ def test_what_is_no_address_is_refused(host):
         OllamaJudge(host=host)
 
 
-@pytest.mark.parametrize("options", [{"prompt": "kind"}, {"tries": 0}, {"timeout": 0}, {"num_predict": 0},
-                                     {"num_ctx": 300, "num_predict": 300}])
+@pytest.mark.parametrize(
+    "options",
+    [{"prompt": "kind"}, {"tries": 0}, {"timeout": 0}, {"num_predict": 0}, {"num_ctx": 300, "num_predict": 300}],
+)
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError, match="must be"):
         OllamaJudge(**options)
@@ -346,5 +419,5 @@ def test_the_doctor_says_what_is_wrong(monkeypatch):
         assert [right for right, _ in doctor(judge(fake))] == [True, True, True]
         monkeypatch.setattr(asking, "_memory", lambda: 2e9)
         assert [right for right, _ in doctor(judge(fake))] == [True, True, False]
-        (_, told), = [found for found in doctor(OllamaJudge("llama3", fake.where)) if not found[0]]
+        ((_, told),) = [found for found in doctor(OllamaJudge("llama3", fake.where)) if not found[0]]
         assert "ollama pull llama3" in told

@@ -39,8 +39,10 @@ def bare(monkeypatch):
 
 
 def records(n):
-    return [{"instruction": f"Say the number {i}.", "input": "", "output": str(i), "model_response": f"answer {i}."}
-            for i in range(n)]
+    return [
+        {"instruction": f"Say the number {i}.", "input": "", "output": str(i), "model_response": f"answer {i}."}
+        for i in range(n)
+    ]
 
 
 def number(body):
@@ -69,9 +71,13 @@ def start(fake, tmp_path, how="1", limit=0):
     path = tmp_path / "responses.json"
     if not path.exists():
         path.write_text(json.dumps(records(30)))
-    return subprocess.Popen([sys.executable, "-c", AGAIN, how, fake.where, str(path), str(tmp_path / "scores.jsonl"), str(limit)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "TQDM_DISABLE": "1", "NO_PROXY": "*"})
+    return subprocess.Popen(
+        [sys.executable, "-c", AGAIN, how, fake.where, str(path), str(tmp_path / "scores.jsonl"), str(limit)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1", "NO_PROXY": "*"},
+    )
 
 
 # In order, one result each
@@ -132,8 +138,17 @@ def test_too_long_answers_are_left_out(tmp_path):
 # Every result is kept, and only what is missing is asked
 
 
-@pytest.mark.parametrize("kill, how", [(signal.SIGKILL, "1"), (signal.SIGKILL, "3"), (signal.SIGTERM, "1"), (signal.SIGTERM, "command"),
-                                       (signal.SIGINT, "1"), (signal.SIGINT, "command")])
+@pytest.mark.parametrize(
+    "kill, how",
+    [
+        (signal.SIGKILL, "1"),
+        (signal.SIGKILL, "3"),
+        (signal.SIGTERM, "1"),
+        (signal.SIGTERM, "command"),
+        (signal.SIGINT, "1"),
+        (signal.SIGINT, "command"),
+    ],
+)
 def test_a_killed_run_goes_on(tmp_path, kill, how):
     out, seed = tmp_path / "scores.jsonl", random.Random(f"{kill}{how}")
     moment, reached = seed.randrange(3, 25), threading.Event()
@@ -155,7 +170,11 @@ def test_a_killed_run_goes_on(tmp_path, kill, how):
         elif kill == signal.SIGINT or how == "command":
             assert "PARTIAL" in said and "stopped by hand" in said
         asked = len(fake.asked)
-        kept = [line["entry"] for line in (json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]) if "entry" in line]
+        kept = [
+            line["entry"]
+            for line in (json.loads(line) for line in out.read_bytes().split(b"\n")[:-1])
+            if "entry" in line
+        ]
         assert len(kept) >= min(asked, 30) - (3 if how == "3" else 1)  # all but what was under way
         partial = read_scores(records(30), out)
         assert partial.partial == (len(kept) < 30)
@@ -193,7 +212,7 @@ def test_a_torn_line_is_taken_away(tmp_path, cut):
         whole = run(records(4), fake, out)
         text = out.read_bytes()
         end = text.rindex(b'{"entry": 3')
-        out.write_bytes(text[:end + cut])
+        out.write_bytes(text[: end + cut])
         assert read_scores(records(4), out).scores == [0, 1, 2, None]
         assert run(records(4), fake, out).scores == whole.scores and len(fake.asked) == 5
 
@@ -211,7 +230,9 @@ def test_failures_are_asked_again_and_final_results_are_not(tmp_path):
     ill = {"now": True}
 
     def reply(n, body):
-        return {1: Ollama.http(503, "busy") if ill["now"] else right(n, body), 2: "no number"}.get(number(body)) or right(n, body)
+        return {1: Ollama.http(503, "busy") if ill["now"] else right(n, body), 2: "no number"}.get(
+            number(body)
+        ) or right(n, body)
 
     with ollama(reply) as fake:
         first = run(records(4), fake, tmp_path / "s.jsonl", judge={"tries": 2})
@@ -225,6 +246,7 @@ def test_failures_are_asked_again_and_final_results_are_not(tmp_path):
 def test_a_server_that_dies_leaves_a_partial_report(tmp_path):
     port, out = free_port(), tmp_path / "s.jsonl"
     with ollama(lambda n, body: Ollama.drop() if n >= 5 else right(n, body), port=port) as fake:
+
         def last(n, body):
             if n == 5:
                 threading.Thread(target=fake.server.shutdown).start()
@@ -370,9 +392,16 @@ def test_provenance_stands_in_report_and_file(tmp_path):
     assert report.about["digest"] in report.fragment() and report.about["digest"] in report.fragment("md")
 
 
-@pytest.mark.parametrize("entries, told", [
-    ([], "at least one"), ({}, "must be a list"), ([{"instruction": "a"}], "entry 0 has no 'input'"),
-    ([*records(1), "text"], "entry 1 is a str"), ([records(1)[0] | {"model_response": None}], "entry 0: its model_response")])
+@pytest.mark.parametrize(
+    "entries, told",
+    [
+        ([], "at least one"),
+        ({}, "must be a list"),
+        ([{"instruction": "a"}], "entry 0 has no 'input'"),
+        ([*records(1), "text"], "entry 1 is a str"),
+        ([records(1)[0] | {"model_response": None}], "entry 0: its model_response"),
+    ],
+)
 def test_bad_records_are_named(entries, told, tmp_path):
     with ollama() as fake, pytest.raises(ValueError, match=told):
         run(entries, fake, tmp_path / "s.jsonl")
@@ -392,7 +421,9 @@ def test_examination(tmp_path):
     with ollama(reply) as fake:
         found = examine(records(3), judge(fake), tmp_path / "e", progress=False)
     assert found.ceiling.mean == 93
-    assert found.noise.n == 3 and found.noise.apart == 4  # three, then three others in between: even and odd change places
+    assert (
+        found.noise.n == 3 and found.noise.apart == 4
+    )  # three, then three others in between: even and odd change places
     assert found.fooled == {"plea": 100}
     assert len(canaries()) == len(CANARIES) == len(set(CANARIES.values()))
 
@@ -422,8 +453,10 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_importing_is_light():
-    code = ("import sys, llm_literate.judge; "
-            "print([m for m in ('torch', 'scipy', 'ollama', 'httpx', 'pandas', 'matplotlib') if m in sys.modules])")
+    code = (
+        "import sys, llm_literate.judge; "
+        "print([m for m in ('torch', 'scipy', 'ollama', 'httpx', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -435,12 +468,18 @@ def test_names_of_the_book(tmp_path):
 # A real judge, where there is one
 
 
-@pytest.mark.skipif("LLM_LITERATE_JUDGE" not in os.environ,
-                    reason="needs an Ollama server and a model: set LLM_LITERATE_JUDGE to the model's name, such as llama3")
+@pytest.mark.skipif(
+    "LLM_LITERATE_JUDGE" not in os.environ,
+    reason="needs an Ollama server and a model: set LLM_LITERATE_JUDGE to the model's name, such as llama3",
+)
 def test_a_real_judge(tmp_path):
-    entries = [{"instruction": question, "input": "", "output": right, "model_response": answer}
-               for question, right, answer in (("What is the capital of France?", "Paris", "Paris"),
-                                               ("What is the capital of France?", "Paris", "A banana"))]
+    entries = [
+        {"instruction": question, "input": "", "output": right, "model_response": answer}
+        for question, right, answer in (
+            ("What is the capital of France?", "Paris", "Paris"),
+            ("What is the capital of France?", "Paris", "A banana"),
+        )
+    ]
     report = score(entries, OllamaJudge(os.environ["LLM_LITERATE_JUDGE"]), tmp_path / "s.jsonl", progress=False)
     assert report.failures == {}
     assert report.scores[0] > report.scores[1]

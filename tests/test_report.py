@@ -39,8 +39,8 @@ def naive_chrf(answer, reference):
     answer, reference = "".join(answer.split()), "".join(reference.split())
     shares = []
     for n in range(1, 7):
-        a = [answer[i:i + n] for i in range(len(answer) - n + 1)]
-        b = [reference[i:i + n] for i in range(len(reference) - n + 1)]
+        a = [answer[i : i + n] for i in range(len(answer) - n + 1)]
+        b = [reference[i : i + n] for i in range(len(reference) - n + 1)]
         if a and b:
             hits = sum(min(a.count(run), b.count(run)) for run in set(a))
             shares.append((hits / len(a), hits / len(b)))
@@ -58,8 +58,14 @@ def test_character_f_is_chrf(answer, reference):
 
 def test_character_f_agrees_with_sacrebleu():
     chrf = pytest.importorskip("sacrebleu", reason="compares with sacrebleu where it is installed").CHRF()
-    pairs = [("The cat sat.", "The cat sat on the mat."), ("a", "a"), ("abc", "xyz"), ("It is a fox", "It is a box."),
-             ("Ü 漢字", "漢字 ü"), ("aaaa", "aa")]
+    pairs = [
+        ("The cat sat.", "The cat sat on the mat."),
+        ("a", "a"),
+        ("abc", "xyz"),
+        ("It is a fox", "It is a box."),
+        ("Ü 漢字", "漢字 ü"),
+        ("aaaa", "aa"),
+    ]
     for answer, reference in pairs:
         assert character_f(answer, reference) == pytest.approx(chrf.sentence_score(answer, [reference]).score, abs=1e-9)
 
@@ -136,7 +142,9 @@ class Reader(html.parser.HTMLParser):
 
 
 @settings(max_examples=40)
-@given(st.text() | st.sampled_from(["<script>x</script>", "</td></table>", "a|b\nc", "`x` **y** [z](u)", "\r\n", "&lt;"]))
+@given(
+    st.text() | st.sampled_from(["<script>x</script>", "</td></table>", "a|b\nc", "`x` **y** [z](u)", "\r\n", "&lt;"])
+)
 def test_an_answer_cannot_break_out_of_a_fragment(text):
     made = report([10, 90], response=text)
     plain = report([10, 90], response="r")
@@ -269,9 +277,13 @@ def recorded(data_dir):
 @pytest.mark.data
 def test_recorded_scores(recorded):
     _, gpt4, llama3 = recorded
-    for scores, (mean, median, sd, low, high) in ((gpt4, (74.09, 100, 41.02, 66.01, 81.79)),
-                                                  (llama3, (77.05, 91, 28.55, 71.42, 82.49))):
-        assert (np.mean(scores), np.median(scores), np.std(scores, ddof=1)) == pytest.approx((mean, median, sd), abs=0.006)
+    for scores, (mean, median, sd, low, high) in (
+        (gpt4, (74.09, 100, 41.02, 66.01, 81.79)),
+        (llama3, (77.05, 91, 28.55, 71.42, 82.49)),
+    ):
+        assert (np.mean(scores), np.median(scores), np.std(scores, ddof=1)) == pytest.approx(
+            (mean, median, sd), abs=0.006
+        )
         assert bootstrap(scores) == pytest.approx((low, high), abs=0.006)
 
 
