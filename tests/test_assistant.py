@@ -99,8 +99,17 @@ def test_settings_decide_the_result():
     made = [tiny() for _ in range(3)]
     for model, settings in zip(made, (small, small, small | {"seed": 2}), strict=True):
         tune_small(model, settings, progress=False)
-    one, two, three = (model.tok_emb.weight for model in made)
+    one, two, three = (model.trf_blocks[0].att.W_query.weight for model in made)
     assert torch.equal(one, two) and not torch.equal(one, three)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_token_embedding_stays_as_it_is_if_it_is_frozen(freeze):
+    model = tiny(tie_weights=True)
+    before = model.tok_emb.weight.clone()
+    tune_small(model, SETTINGS | {"n": 16, "batch_size": 8, "freeze": freeze}, progress=False)
+    assert torch.equal(model.tok_emb.weight, before) == freeze
+    assert model.tok_emb.weight.requires_grad
 
 
 # Counting
