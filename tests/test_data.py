@@ -5,7 +5,6 @@ import http.server
 import io
 import json
 import socket
-import threading
 import time
 import zipfile
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import serving
 from torch.utils.data import DataLoader, Subset
 
 from llm_literate import data
@@ -401,12 +401,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": .01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(Server) as server:
+        yield f"http://{server.where}"
 
 
 @pytest.fixture

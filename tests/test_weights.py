@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
+from servers import serving
 from torch import nn
 
 from llm_literate import model as model_module
@@ -37,8 +37,8 @@ from llm_literate.weights import (
     load_gpt2,
     load_model,
     load_pretrained,
-    made_once,
     local_gpt2,
+    made_once,
     read_about,
     read_gpt2,
     save_model,
@@ -225,7 +225,7 @@ def test_a_full_disk(path, tmp_path):
     before = path.read_bytes()
     script = """
 import resource, signal, sys
-from tests.test_weights import made
+from test_weights import made
 from llm_literate.weights import save_model
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -234,7 +234,7 @@ try:
 except OSError as error:
     print(f"refused: {error}")
 """
-    done = subprocess.run([sys.executable, "-c", script, path], cwd=Path(__file__).parents[1], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", script, path], cwd=Path(__file__).parent, capture_output=True,
                           text=True, check=False)
     assert "refused: " in done.stdout, done.stderr
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
@@ -613,12 +613,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": .01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(Hub) as server:
+        yield f"http://{server.where}"
 
 
 @pytest.fixture
