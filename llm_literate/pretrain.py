@@ -42,13 +42,12 @@ def repeats(
     targets[:period] = -100
     return ids, targets
 
-# %% ../nbs/05c1_small_model.ipynb #4e6e68b8
+# %% ../nbs/05c1_small_model.ipynb #e80d3b02
 class Curriculum(Dataset):
     """Give random windows of a text, and at first many random repeats (this page).
 
     Raises ValueError if the ids do not fill a window, or a share is impossible.
     """
-
     collate = tuple # `__getitems__` gives whole batches
 
     def __init__(
@@ -79,9 +78,9 @@ class Curriculum(Dataset):
     ) -> tuple[torch.Tensor, torch.Tensor]: # inputs and targets (t,), int64
         i = range(self.samples)[i]
         random = np.random.default_rng((self.seed, i))
-        t, (first, last) = self.context_length + 1, self.share
-        done = (i - self.school) / max(1, self.samples - self.school)
-        if done < 0 or random.random() < first + (last - first) * done:
+        t = self.context_length + 1
+        share = np.interp(i, [self.school, self.samples], self.share)
+        if i < self.school or random.random() < share:
             ids, targets = repeats(random, t, self.vocab_size)
         else:
             start = random.integers(len(self.ids) - t + 1)
@@ -240,7 +239,7 @@ def pretrain(
         autocast=autocast)
     return model, history
 
-# %% ../nbs/05c1_small_model.ipynb #112d3b8b
+# %% ../nbs/05c1_small_model.ipynb #efb19500
 def model_card(
     record: dict, # as `write_model` makes it
 ) -> str: # Markdown
@@ -270,7 +269,8 @@ Again by: `make pretrain`.
 
 ## Limits
 It knows the 72 people and the words of one invented valley, and no other word, \
-language, fact or person. It copies what it is shown, as the table says. It cannot reason, and what it says is made up. \
+language, fact or person. It copies what it is shown, as the table says. \
+It cannot reason, and what it says is made up. \
 It is there to be studied and fine-tuned in a book.
 
 sha256 of the weights: {record['sha256']}

@@ -261,7 +261,7 @@ def messages(
         written.setdefault(text, {"text": text, "label": label, "kind": kind})
     return list(written.values())
 
-# %% ../nbs/02b_small_world.ipynb #e0e5a3da
+# %% ../nbs/02b_small_world.ipynb #c3d642ae
 def _listed(rng: random.Random, split: str, words: list, least: int, most: int):
     "Draw a list of words and what can be asked of it."
     while True:
@@ -285,7 +285,8 @@ def _sentence(rng: random.Random, split: str, people: list):
     given = f"One day {past}"
     other, what2, where2 = s["f"], Word(f"the {s['d']} {s['u']}"), s["q"].at
     return dict(who=who, do=do, did=did, what=what, where=where, past=past,
-                given=given, now=f"{who} {does} {what} {where}.", other=other, did2=did2,
+                given=given, other=other, did2=did2,
+                now=f"{who} {does} {what} {where}.",
                 what2=what2, where2=where2, past2=f"{other} {did2} {what2} {where2}.",
                 renamed=f"{other} {did} {what} {where}.")
 
