@@ -42,12 +42,13 @@ def repeats(
     targets[:period] = -100
     return ids, targets
 
-# %% ../nbs/05c1_small_model.ipynb #e80d3b02
+# %% ../nbs/05c1_small_model.ipynb #dca67f21
 class Curriculum(Dataset):
     """Give random windows of a text, and at first many random repeats (this page).
 
     Raises ValueError if the ids do not fill a window, or a share is impossible.
     """
+
     collate = tuple # `__getitems__` gives whole batches
 
     def __init__(
@@ -76,9 +77,8 @@ class Curriculum(Dataset):
         self,
         i: int, # its place in the run, 0 to samples - 1
     ) -> tuple[torch.Tensor, torch.Tensor]: # inputs and targets (t,), int64
-        i = range(self.samples)[i]
+        i, t = range(self.samples)[i], self.context_length + 1
         random = np.random.default_rng((self.seed, i))
-        t = self.context_length + 1
         share = np.interp(i, [self.school, self.samples], self.share)
         if i < self.school or random.random() < share:
             ids, targets = repeats(random, t, self.vocab_size)
