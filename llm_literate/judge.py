@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CANARIES', 'read_scores', 'score', 'canaries', 'Examination', 'examine', 'command']
 
-# %% ../nbs/07b_judge.ipynb #ce3b3b83
+# %% ../nbs/07b_judge.ipynb #bcbd7b07
 import json
 import os
 import queue
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from . import asking
 from .asking import JudgeError, OllamaJudge
@@ -354,9 +355,9 @@ def examine(
     birds = score(canaries(), judge, folder / "canaries.jsonl", **options)
     return Examination(ceiling, agreement(first, second), birds)
 
-# %% ../nbs/07b_judge.ipynb #9e838b5a
+# %% ../nbs/07b_judge.ipynb #e54dd326
 def command(
-    responses: str, # JSON file with instruction, input, output and model_response
+    responses: Annotated[str, {"opt": False, "nargs": "?"}] = None, # file of answers
     model: str = "llama3", # as `ollama list` names it
     host: str = None, # address of the server; default: OLLAMA_HOST, else this machine
     out: str = None, # file that keeps each score; default: beside the responses
@@ -368,7 +369,11 @@ def command(
     cloud: bool = False, # let a cloud model read the answers
     doctor: bool = False, # score nothing, look whether it could be done
 ) -> None:
-    "Let a local language model score answers, and go on where it stopped (book 7.8)."
+    """Let a local language model score answers, and go on where it stopped (book 7.8).
+
+    The file holds a JSON list of objects with instruction, input, output and
+    model_response; --doctor needs none.
+    """
     judge = OllamaJudge(model, host, prompt, num_ctx, cloud=cloud)
     if doctor:
         found = asking.doctor(judge)
@@ -377,6 +382,10 @@ def command(
         if not all(right for right, _ in found):
             raise ValueError("no judge can be asked yet")
         return
+    if responses is None:
+        raise ValueError("no file of answers is named; write llm-literate judge "
+                         "responses.json, or llm-literate judge --doctor to see "
+                         "whether a judge could be asked")
     if report and Path(report).suffix not in (".html", ".md", ".json"):
         raise ValueError(f"--report is {report!r}, must end with .html, .md or .json")
     path = Path(responses)

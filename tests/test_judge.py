@@ -3,18 +3,25 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
+import httpx
 import pytest
 from servers import Ollama, free_port, judged, ollama
 
 from llm_literate import judge as judge_module
-from llm_literate.asking import JudgeError, OllamaJudge
+from llm_literate.asking import JudgeError, OllamaJudge, address, doctor
+from llm_literate.cli import main
 from llm_literate.judge import CANARIES, canaries, command, examine, read_scores, score
+
+# What somebody said about a real server, before the tests take it away.
+HOST, MODEL = (os.environ.get(name, "") for name in ("OLLAMA_HOST", "LLM_LITERATE_JUDGE"))
 
 AGAIN = r"""
 import json, os, resource, sys
@@ -465,21 +472,162 @@ def test_names_of_the_book(tmp_path):
     assert judge_module.OllamaJudge is OllamaJudge and judge_module.Report.__name__ == "Report"
 
 
-# A real judge, where there is one
+# The same as a shell sees it
 
 
-@pytest.mark.skipif(
-    "LLM_LITERATE_JUDGE" not in os.environ,
-    reason="needs an Ollama server and a model: set LLM_LITERATE_JUDGE to the model's name, such as llama3",
-)
-def test_a_real_judge(tmp_path):
-    entries = [
-        {"instruction": question, "input": "", "output": right, "model_response": answer}
-        for question, right, answer in (
-            ("What is the capital of France?", "Paris", "Paris"),
-            ("What is the capital of France?", "Paris", "A banana"),
+@pytest.fixture
+def shell(capsys):
+    "Give a function that types the command: exit code, output, errors."
+
+    def typed(*args):
+        capsys.readouterr()
+        code = main(["judge", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return typed
+
+
+@pytest.fixture
+def responses(tmp_path):
+    "Give a file of three answers."
+    path = tmp_path / "responses.json"
+    path.write_text(json.dumps(records(3)))
+    return path
+
+
+def test_the_shell_explains_it(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["judge", "--help"])
+    told = capsys.readouterr().out
+    assert end.value.code == 0 and told.startswith("usage: llm-literate judge ")
+    options = "--model --host --out --key --prompt --num-ctx --parallel --report --cloud --doctor"
+    assert all(option in told for option in ("[responses]", "default: llama3", "instruction, input", *options.split()))
+
+
+def test_the_shell_scores(shell, responses):
+    with ollama(right, models=("llama3:latest",)) as fake:
+        code, out, _ = shell(responses, "--model", "llama3", "--host", fake.where)
+        assert code == 0 and "mean: 1.00" in out
+        assert read_scores(records(3), responses.with_name("responses.llama3.rubric.jsonl")).scores == [0, 1, 2]
+        assert shell(responses, "--host", fake.where)[0] == 0 and len(fake.asked) == 3  # llama3 is the default
+
+
+def test_the_shell_where_nobody_listens(responses):
+    code = "import sys; from llm_literate.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "judge", str(responses), "--model", "llama3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "OLLAMA_HOST": f"127.0.0.1:{free_port()}", "TQDM_DISABLE": "1"},
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert re.search("no Ollama answers at .*`ollama serve`.*`ollama pull llama3`", done.stderr)
+    assert os.listdir(responses.parent) == [responses.name]
+
+
+def test_the_shell_has_a_doctor_that_needs_no_file(shell, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
+    code, out, err = shell("--doctor")
+    assert code == 2 and out.startswith("WRONG") and "ollama serve" in out and "no judge can be asked yet" in err
+    with ollama(models=("llama3:latest",)) as fake:
+        monkeypatch.setenv("OLLAMA_HOST", fake.where)
+        monkeypatch.setattr(judge_module.asking, "_memory", lambda: 8e9)
+        code, out, err = shell("--doctor")
+        assert (code, err) == (0, "") and out.count("ok ") == 3
+        code, out, _ = shell("--doctor", "--model", "phi3")
+        assert code == 2 and "ollama pull phi3" in out and fake.asked == []
+
+
+@pytest.mark.parametrize("args, told", [([], "no file of answers is named"), (["nothing.json"], "nothing.json")])
+def test_the_shell_without_answers(shell, args, told):
+    with ollama(models=("llama3:latest",)) as fake:
+        code, out, err = shell(*args, "--host", fake.where)
+        assert code == 2 and told in err and err.count("\n") == 1 and fake.asked == []
+
+
+# A real server, where somebody says that there is one
+
+
+@pytest.fixture(scope="module")
+def real():
+    "Give a judge on a real server; who names the model as well insists that it answers."
+    if not HOST and not MODEL:
+        pytest.skip(
+            "needs a real Ollama: set OLLAMA_HOST to its address; LLM_LITERATE_JUDGE names the model, "
+            "else it is the smallest llama there"
         )
+    try:
+        where = address(HOST or "127.0.0.1")
+        there = httpx.get(f"{where}/api/tags", trust_env=False, timeout=10).json()["models"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        if MODEL:
+            raise
+        pytest.skip(f"OLLAMA_HOST is {HOST!r}, and no Ollama answers there: {error}")
+    llamas = [
+        model for model in there if model["name"].startswith("llama") and not model.get("remote_host")
     ]
-    report = score(entries, OllamaJudge(os.environ["LLM_LITERATE_JUDGE"]), tmp_path / "s.jsonl", progress=False)
-    assert report.failures == {}
-    assert report.scores[0] > report.scores[1]
+    if not MODEL and not llamas:
+        pytest.skip(f"the Ollama at {where} has no llama: fetch one with `ollama pull llama3.2:1b`")
+    return OllamaJudge(MODEL or min(llamas, key=lambda model: model["size"])["name"], where)
+
+
+PAIRS = [
+    ("What is the capital of France?", "Paris", "A banana"),
+    ("What is two plus two?", "Four", "Yesterday"),
+    ("Which animal barks?", "The dog", "I like soup."),
+    ("What is the opposite of hot?", "Cold", "Seventeen chairs"),
+]
+
+
+def graded(pick):
+    return [
+        {"instruction": question, "input": "", "output": right, "model_response": pick(right, wrong)}
+        for question, right, wrong in PAIRS
+    ]
+
+
+def test_a_real_judge_tells_right_from_wrong(real, tmp_path):
+    reports = [
+        score(graded(pick), real, tmp_path / f"{n}.jsonl", progress=False)
+        for n, pick in enumerate((lambda right, wrong: right, lambda right, wrong: wrong))
+    ]
+    for report in reports:
+        assert not report.partial and set(report.failures) <= {"length", "unreadable"} and len(report.found) >= 2
+    assert reports[0].mean > reports[1].mean
+
+
+def test_a_real_run_says_who_judged_and_goes_on(real, tmp_path):
+    entries, out = graded(lambda right, wrong: right), tmp_path / "s.jsonl"
+    first = score(entries, real, out, progress=False)
+    assert re.fullmatch("(sha256:)?[0-9a-f]{64}", first.about["digest"]) and first.about["model"] == real.model
+    assert re.search(r"^Ollama \d+\.\d+", first.about["server"]) and first.about["end"] == "still the same model"
+    assert first.about["context in effect"] >= first.about["context"] == real.num_ctx
+    text = out.read_bytes()
+    out.write_bytes(text[: text.index(b'{"entry": 2') + 30])
+    assert read_scores(entries, out).partial
+    again = score(entries, real, out, progress=False)
+    assert not again.partial and again.about["runs"] == 2
+    assert again.results[:2] == first.results[:2]
+
+
+def test_a_real_server_is_asked_with_the_plain_prompt(real):
+    result = replace(real, prompt="plain").ask(
+        {"instruction": "Name a colour.", "input": "", "output": "Red", "response": "Red"}
+    )
+    assert result["status"] in ("ok", "unreadable") and result["reply"], result
+
+
+def test_a_real_server_misses_a_model_and_pulls_nothing(real):
+    def there():
+        return httpx.get(f"{real.host}/api/tags", trust_env=False, timeout=10).json()["models"]
+
+    before = there()
+    with pytest.raises(JudgeError, match="`ollama pull nobody-has-this:1b`"):
+        replace(real, model="nobody-has-this:1b").about()
+    assert there() == before
+
+
+def test_a_real_server_before_the_doctor(real):
+    assert [right for right, _ in doctor(real)][:2] == [True, True]
