@@ -355,9 +355,26 @@ def examine(
     birds = score(canaries(), judge, folder / "canaries.jsonl", **options)
     return Examination(ceiling, agreement(first, second), birds)
 
-# %% ../nbs/07b_judge.ipynb #e54dd326
+# %% ../nbs/07b_judge.ipynb #0eea7998
+_File = Annotated[str, {"opt": False, "nargs": "?"}] # the doctor needs none
+
+
+def _read(
+    responses: str | None, # what was typed
+) -> list[dict]: # the records, not yet looked at
+    "Read a file of answers; raises ValueError."
+    if responses is None:
+        raise ValueError("no file of answers is named; write llm-literate judge "
+                         "responses.json, or llm-literate judge --doctor to see "
+                         "whether a judge could be asked")
+    try:
+        return json.loads(Path(responses).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{responses} is no JSON file: {error}") from None
+
+# %% ../nbs/07b_judge.ipynb #30d56058
 def command(
-    responses: Annotated[str, {"opt": False, "nargs": "?"}] = None, # file of answers
+    responses: _File = None, # JSON: instruction, input, output, model_response of each
     model: str = "llama3", # as `ollama list` names it
     host: str = None, # address of the server; default: OLLAMA_HOST, else this machine
     out: str = None, # file that keeps each score; default: beside the responses
@@ -369,11 +386,7 @@ def command(
     cloud: bool = False, # let a cloud model read the answers
     doctor: bool = False, # score nothing, look whether it could be done
 ) -> None:
-    """Let a local language model score answers, and go on where it stopped (book 7.8).
-
-    The file holds a JSON list of objects with instruction, input, output and
-    model_response; --doctor needs none.
-    """
+    "Let a local language model score answers, and go on where it stopped (book 7.8)."
     judge = OllamaJudge(model, host, prompt, num_ctx, cloud=cloud)
     if doctor:
         found = asking.doctor(judge)
@@ -382,17 +395,9 @@ def command(
         if not all(right for right, _ in found):
             raise ValueError("no judge can be asked yet")
         return
-    if responses is None:
-        raise ValueError("no file of answers is named; write llm-literate judge "
-                         "responses.json, or llm-literate judge --doctor to see "
-                         "whether a judge could be asked")
     if report and Path(report).suffix not in (".html", ".md", ".json"):
         raise ValueError(f"--report is {report!r}, must end with .html, .md or .json")
-    path = Path(responses)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from None
+    entries, path = _read(responses), Path(responses)
     name = re.sub(r"[^\w.-]", "-", model)
     out = out or path.with_name(f"{path.stem}.{name}.{prompt}.jsonl")
     with suppress(ValueError): # only the main thread may

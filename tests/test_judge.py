@@ -1,5 +1,7 @@
 """Whole runs: stopped in every way there is, gone on with, never mixed; and the judge itself under examination."""
 
+import ast
+import html
 import json
 import os
 import random
@@ -545,6 +547,43 @@ def test_the_shell_without_answers(shell, args, told):
     with ollama(models=("llama3:latest",)) as fake:
         code, out, err = shell(*args, "--host", fake.where)
         assert code == 2 and told in err and err.count("\n") == 1 and fake.asked == []
+
+
+# The page
+
+
+@pytest.fixture
+def page(pages, monkeypatch):
+    "Give a function that runs the cell of the page that may ask a judge: the box or the sentence, and whether."
+    (code,) = (cell.code for page in pages if page.name == "07b_judge" for cell in page.cells if "BOX =" in cell.source)
+    for name in "LLM_LITERATE_JUDGE", "LLM_LITERATE_SCALE":
+        monkeypatch.delenv(name, raising=False)
+
+    def seen(host, **told):
+        for name, value in {"OLLAMA_HOST": host, **told}.items():
+            monkeypatch.setenv(name, value)
+        *setup, shown = ast.parse(code).body
+        space = vars(judge_module) | {"html": html, "HTML": str}
+        exec(compile(ast.Module(setup, []), "page", "exec"), space)
+        return eval(compile(ast.Expression(shown.value), "page", "eval"), space), space["asked"]
+
+    return seen
+
+
+def test_the_page_asks_no_judge_by_itself(page):
+    with ollama(models=("llama3:latest",)) as fake:
+        box, asked = page(fake.where)
+        assert not asked and fake.paths == [] and "It was not told to" in box
+        for command_ in "install.sh", "ollama serve", "ollama pull llama3":
+            assert command_ in box
+        assert page(fake.where, LLM_LITERATE_SCALE="book") == ("<p>A judge answers here: llama3.</p>", True)
+        box, asked = page(fake.where, LLM_LITERATE_JUDGE="phi<3")
+        assert not asked and "asked while" in box and "the model phi&lt;3 is not on the server. Three" in box
+
+
+def test_the_page_says_that_nobody_answers(page):
+    box, asked = page(f"127.0.0.1:{free_port()}", LLM_LITERATE_SCALE="book")
+    assert not asked and "told to ask llama3, but no Ollama answers at http://127.0.0.1:" in box
 
 
 # A real server, where somebody says that there is one
