@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'neutralise', 'Judgement', 'read_reply', 'JudgeError', 'OllamaJudge', 'address', 'doctor']
 
-# %% ../nbs/07b1_asking.ipynb #e9a9321f
+# %% ../nbs/07b1_asking.ipynb #e7c54d93
 import json
 import os
 import re
@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -154,7 +155,7 @@ class OllamaJudge:
         return [{"role": "system", "content": PROMPTS[self.prompt]},
                 {"role": "user", "content": text}]
 
-# %% ../nbs/07b1_asking.ipynb #86c60b2b
+# %% ../nbs/07b1_asking.ipynb #fec54590
 def address(
     host: str | None = None, # as in OLLAMA_HOST; default: that, else this machine
 ) -> str: # scheme, name and port
@@ -188,7 +189,9 @@ def _local(
 ) -> bool: # True if it is this machine
     "Tell whether an address is that of this machine."
     name = urlsplit(url).hostname or ""
-    return name in ("localhost", "::1") or name.startswith("127.")
+    with suppress(ValueError): # a name and no number
+        return ip_address(name).is_loopback
+    return name == "localhost" or name.endswith(".localhost")
 
 # %% ../nbs/07b1_asking.ipynb #baeb0105
 def _hooks(

@@ -287,6 +287,19 @@ def test_a_proxy_is_not_asked_about_this_machine(monkeypatch):
         assert judge(fake).ask(ENTRY)["score"] == 50
 
 
+@pytest.mark.parametrize(
+    "host, here",
+    [
+        *((host, True) for host in ("", "localhost", "127.0.0.1", "0.0.0.0", "::1", "[::]:5000", "5000")),
+        *((host, True) for host in ("https://localhost", "LocalHost:5000", "a.localhost", "127.1.2.3:80")),
+        *((host, False) for host in ("10.0.0.1", "example.org", "127.example.org", "localhost.example.org")),
+        ("[fe80::1]", False),
+    ],
+)
+def test_only_this_machine_is_asked_without_a_proxy(host, here):
+    assert asking._settings(address(host), 1.0)["trust_env"] is not here
+
+
 def test_another_server_is_recognised():
     import http.server
 

@@ -208,6 +208,19 @@ def test_a_full_disk_keeps_whole_lines(tmp_path):
         assert len(fake.asked) - asked == 30 - kept
 
 
+def test_each_result_is_on_the_disk_before_the_next_question(tmp_path, monkeypatch):
+    order, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (sync(file), order.append("kept")))
+
+    def reply(n, body):
+        order.append("asked")
+        return right(n, body)
+
+    with ollama(reply) as fake:
+        run(records(3), fake, tmp_path / "s.jsonl")
+    assert order[order.index("asked") :] == ["asked", "kept"] * 3 + ["kept"]  # the last is how it ended
+
+
 def test_no_room_at_all_is_told_before_asking(tmp_path):
     with ollama(right) as fake:
         said, errors = start(fake, tmp_path, limit=100).communicate(timeout=60)
@@ -540,6 +553,13 @@ def test_the_shell_has_a_doctor_that_needs_no_file(shell, monkeypatch):
         assert (code, err) == (0, "") and out.count("ok ") == 3
         code, out, _ = shell("--doctor", "--model", "phi3")
         assert code == 2 and "ollama pull phi3" in out and fake.asked == []
+
+
+def test_the_shell_lets_nothing_leave_the_machine_unasked(shell, responses):
+    with ollama(right, models=("gpt:cloud",)) as fake:
+        code, _, err = shell(responses, "--model", "gpt:cloud", "--host", fake.where)
+        assert code == 2 and "--cloud" in err and fake.asked == []
+        assert shell(responses, "--model", "gpt:cloud", "--host", fake.where, "--cloud")[0] == 0
 
 
 @pytest.mark.parametrize("args, told", [([], "no file of answers is named"), (["nothing.json"], "nothing.json")])
