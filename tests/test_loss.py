@@ -19,8 +19,8 @@ from llm_literate.loss import (
     evaluate,
     lm_loss,
     perplexity,
-    text_to_token_ids,
     pick_device,
+    text_to_token_ids,
     to_device,
     token_ids_to_text,
 )

@@ -235,11 +235,13 @@ ADVICE = [re.compile(p) for p in (
     r"Whoever tells you to (?P<one>.+?) is wrong\. You can (?P<two>.+?)\.")]
 HEARSAY = re.compile(r"(?:you should|you must|tells you to|told you to) (?P<it>[^.]+?)\. (?P<verdict>[^.]+)\.")
 WRONG = {"That is wrong", "Do not believe it", "Please do not do it", "It is bad advice", "Do not do so today"}
-SENDER = re.compile(r"(?:\bI am|This is|My name is|It is me,) (?P<who>[A-Z]\w+)|(?P<writer>[A-Z]\w+) the \w+ is writing to you")
+SENDER = re.compile(r"(?:\bI am|This is|My name is|It is me,) (?P<who>[A-Z]\w+)"
+                    r"|(?P<writer>[A-Z]\w+) the \w+ is writing to you")
 SIGNED = re.compile(r"(?:Yours,|See you,|Many thanks,|Good bye, your) (\w+)$")
-OFFER = re.compile(r"(?:You can have my|I sell an?|My|For \w+ coins the|Do you want my) \w+ (?P<thing>[a-z-]+)(?: costs you|\? It is| is yours| for)"
-                   r"(?: \w+ coins)?[.]")
-AGAIN = re.compile(r"(?:and I bring the|the (?=[a-z-]+ is yours\.)|and give you the|and get the|The (?=[a-z-]+ is waiting)) ?(?P<thing>[a-z-]+)")
+OFFER = re.compile(r"(?:You can have my|I sell an?|My|For \w+ coins the|Do you want my) \w+ (?P<thing>[a-z-]+)"
+                   r"(?: costs you|\? It is| is yours| for)(?: \w+ coins)?[.]")
+AGAIN = re.compile(r"(?:and I bring the|the (?=[a-z-]+ is yours\.)|and give you the|and get the"
+                   r"|The (?=[a-z-]+ is waiting)) ?(?P<thing>[a-z-]+)")
 SHOUTS = re.compile(r"Free \w+ for everybody|the lucky one!|Only today: |Get rich by|Sell me your house|Last chance!"
                     r"|Eat secret|Dear winner!|Everybody wants|Your luck is here!")
 
@@ -292,7 +294,8 @@ def test_messages_are_balanced_or_as_asked():
     assert .46 < sum(m["label"] == "spam" for m in made) / len(made) < .54
     for kind in {m["kind"] for m in made}:
         share = [m["label"] == "spam" for m in made if m["kind"] == kind]
-        assert len(share) > (150 if kind != "goods" else 20) and (.25 if kind == "goods" else .42) < sum(share) / len(share) < (.75 if kind == "goods" else .58), kind
+        least, most = (150, .08) if kind != "goods" else (20, .25)  # goods are rare
+        assert len(share) > least and abs(sum(share) / len(share) - .5) < most, kind
     assert {m["label"] for m in messages(100, spam=0)} == {"ham"}
     assert {m["label"] for m in messages(100, spam=1)} == {"spam"}
 
@@ -321,7 +324,8 @@ def answer(e):
     numbers = re.findall(r"\d+", asked + given)
 
     def cut(sentence):
-        return re.fullmatch(r"(?:One day|Later|Every day) (\w+) (\w+) (the \w+ \w+) ((?:in|at|on) the \w+)\.", sentence).groups()
+        return re.fullmatch(r"(?:One day|Later|Every day) (\w+) (\w+) (the \w+ \w+) ((?:in|at|on) the \w+)\.",
+                            sentence).groups()
 
     if family in ("repeat", "reverse"):
         return f"Words: {', '.join(words if family == 'repeat' else reversed(words))}"
