@@ -15,9 +15,10 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
+
+from turns import Turns
 
 SIZES = {  # vocabulary, context, width, heads, layers; rows and tokens of a batch
     "tiny": ((64, 16, 16, 2, 2), (4, 16)),
@@ -85,32 +86,18 @@ def contest(name, size, rank, steps):
 
 # -- in the process that counts ---------------------------------------------------------------------------------------
 
-class Contestant:
-    "A process that takes a turn when it is asked to."
+class Contestant(Turns):
+    "A contestant with what it was measured to take."
 
     def __init__(self, name, options):
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        self.seconds, self.megabytes = [], 0.0
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--contest", name, "--size", options.size, "--rank", str(options.rank),
-             "--steps", str(options.steps)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.trained = self.read()
-
-    def read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a contestant has failed, see above")
-        return json.loads(line)
+        super().__init__(__file__, ["--contest", name, "--size", options.size, "--rank", str(options.rank),
+                                    "--steps", str(options.steps)], environment)
+        self.trained, self.megabytes = self.ready, 0.0
 
     def turn(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        seconds, self.megabytes = self.read()
+        seconds, self.megabytes = super().turn()
         self.seconds.append(seconds)
-
-    def stop(self):
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def installed(name):

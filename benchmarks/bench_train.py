@@ -19,11 +19,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+from turns import Turns
 
 CONTESTANTS = {  # name: (who, precision, tuned)
     "ours, fp32": ("ours", "fp32", False),
@@ -145,34 +146,19 @@ def contest(name, size, steps):
 
 # -- in the process that counts ---------------------------------------------------------------------------------------
 
-class Contestant:
-    "A process that takes a turn when it is asked to."
+class Contestant(Turns):
+    "A contestant with the seconds that its turns took."
 
     def __init__(self, name, size, steps):
         tuned = CONTESTANTS[name][2]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_WAIT_POLICY", "MALLOC_"))}
         environment |= {"OMP_WAIT_POLICY": "PASSIVE"} if tuned else {}
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        self.seconds = []
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--contest", name, "--size", size, "--steps", str(steps)], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.parameters = self.read()
-
-    def read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a contestant has failed, see above")
-        return json.loads(line)
+        super().__init__(__file__, ["--contest", name, "--size", size, "--steps", str(steps)], environment)
+        self.parameters = self.ready
 
     def turn(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.seconds.append(self.read())
-
-    def stop(self):
-        self.process.stdin.close()
-        self.process.wait()
+        self.seconds.append(super().turn())
 
 
 def main():

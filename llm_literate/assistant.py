@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'ROOM', 'by_family', 'finetune', 'tune_small', 'load_assistant', 'reply', 'ask', 'chat']
 
-# %% ../nbs/07a1_assistant.ipynb #479521dd
+# %% ../nbs/07a1_assistant.ipynb #1b4d69f3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from .cli import spoken, strangers
+from .cli import load_writer, spoken, warn_of_strangers
 from .data import make_loader
 from .generate import stream
 from llm_literate.instruct import (
@@ -23,9 +23,9 @@ from llm_literate.instruct import (
 )
 from .model import GPTModel
 from .small_world import instructions
-from .tokenizer import gpt2_tokenizer, small_tokenizer
+from .tokenizer import small_tokenizer
 from .train import History, train, warmup_cosine
-from .weights import load_model, load_pretrained, made_once
+from .weights import load_pretrained, made_once
 
 # %% ../nbs/07a1_assistant.ipynb #b6fe4654
 def by_family(
@@ -92,7 +92,7 @@ def tune_small(
     finally:
         model.tok_emb.weight.requires_grad_()
 
-# %% ../nbs/07a1_assistant.ipynb #b08e55b6
+# %% ../nbs/07a1_assistant.ipynb #03ce285b
 def load_assistant(
     model: str = "small", # or the path of a file that `save_model` wrote
     cache: Path | None = None, # folder for the small one; default: pooch's
@@ -112,13 +112,7 @@ def load_assistant(
     if not Path(model).is_file():
         raise ValueError(f"--model is {model!r}, must be small, or the path of a file "
                          "that save_model wrote")
-    network = load_model(model)
-    known = {2048: small_tokenizer, 50257: gpt2_tokenizer}
-    outputs = network.out_head.out_features
-    if outputs != network.config.vocab_size or outputs not in known:
-        raise ValueError(f"the model in {model} has {outputs} outputs; a model that "
-                         "writes has 2048 (our vocabulary) or 50257 (GPT-2's)")
-    return network, known[outputs]()
+    return load_writer(model)
 
 # %% ../nbs/07a1_assistant.ipynb #67fc7323
 ROOM = 32 # tokens kept free for an answer
@@ -166,7 +160,7 @@ def reply(
                  eos_id=end, **choice)
     return spoken((id.item() for id in new if id.item() != end), tokenizer)
 
-# %% ../nbs/07a1_assistant.ipynb #9444eaf6
+# %% ../nbs/07a1_assistant.ipynb #3860575e
 _HELLO = """\
 This is a small model that knows one invented valley and two dozen kinds of tasks,
 in a few fixed wordings. Other questions it answers as well, and wrongly. It says:
@@ -182,16 +176,6 @@ def _entry(
     "Read what somebody typed."
     task, _, given = text.partition("|")
     return {"instruction": task.strip(), "input": given.strip()}
-
-
-def _warn(
-    text: str, # what was typed
-    tokenizer, # the model's
-) -> None:
-    "Say which words the small world does not have."
-    if tokenizer.n_vocab == 2048 and (unknown := strangers(text)):
-        print(f"note: the small world has no “{'”, “'.join(unknown)}”; its model "
-              "never read of it and may answer nonsense", file=sys.stderr)
 
 
 def _say(
@@ -216,10 +200,10 @@ def ask(
     network, tokenizer = load_assistant(model)
     pieces = reply(network, tokenizer, _entry(request), tokens=tokens,
                    temperature=temperature)
-    _warn(request, tokenizer)
+    warn_of_strangers(request, tokenizer)
     _say(pieces)
 
-# %% ../nbs/07a1_assistant.ipynb #9ba1005c
+# %% ../nbs/07a1_assistant.ipynb #d6055ea7
 def chat(
     tokens: int = 256, # most tokens of an answer
     temperature: float = 0.0, # 0 always takes the likeliest token
@@ -244,7 +228,7 @@ def chat(
         try:
             pieces = reply(network, tokenizer, entry, earlier, tokens,
                            temperature=temperature)
-            _warn(typed, tokenizer)
+            warn_of_strangers(typed, tokenizer)
             earlier.append((entry, _say(pieces)))
             del earlier[:max(0, len(earlier) - memory)]
         except ValueError as error:

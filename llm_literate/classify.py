@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'RECIPE', 'load_messages', 'balance', 'split', 'SpamDataset', 'to_classifier', 'classifier_loss', 'predict',
            'accuracy', 'wilson', 'report', 'small_classifier', 'Verdict', 'classify', 'command']
 
-# %% ../nbs/06_classification.ipynb #209d027d
+# %% ../nbs/06_classification.ipynb #79bfa3cb
 import csv
 import math
 import sys
@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
+from .cli import tokenizer_for
 from .data import make_loader
 from .loss import to_device
 from .model import GPTModel, eval_mode
 from .small_world import messages as small_messages
-from .tokenizer import gpt2_tokenizer, small_tokenizer
+from .tokenizer import small_tokenizer
 from .train import train, warmup_cosine
 from .weights import load_model, load_pretrained, made_once, read_about
 
@@ -389,7 +390,7 @@ def classify(
                       "only their beginnings were read", stacklevel=2)
     return found
 
-# %% ../nbs/06_classification.ipynb #de63dc61
+# %% ../nbs/06_classification.ipynb #173364f9
 def _filter(
     path: str, # of a file, or "" for the small world's own filter
 ) -> tuple: # model, tokenizer and labels
@@ -399,11 +400,7 @@ def _filter(
         model = made_once("spam-filter", small_classifier, about)
         return model, small_tokenizer(), LABELS
     model, about = load_model(path), read_about(path)
-    known = {2048: small_tokenizer, 50257: gpt2_tokenizer}
-    if (size := model.config.vocab_size) not in known:
-        raise ValueError(f"the model in {path} has a vocabulary of {size} tokens; "
-                         "those of 2048 (ours) and 50257 (GPT-2's) are known")
-    return model, known[size](), about.get("labels", LABELS)
+    return model, tokenizer_for(model, path), about.get("labels", LABELS)
 
 
 def command(

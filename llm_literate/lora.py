@@ -5,21 +5,18 @@
 # %% auto #0
 __all__ = ['LoRALayer', 'LinearWithLoRA', 'add_lora', 'merge_lora', 'save_lora', 'load_lora']
 
-# %% ../nbs/E_lora.ipynb #b07654e5
-import hashlib
+# %% ../nbs/E_lora.ipynb #d3f0f758
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
-from .weights import WeightsError
+from .weights import WeightsError, hash_tensors, write_safetensors
 
 # %% ../nbs/E_lora.ipynb #db8dfc02
 class LoRALayer(nn.Module):
@@ -169,20 +166,7 @@ def merge_lora(
     _replace(model, {name: part.linear for name, part in adapted.items()})
     return model
 
-# %% ../nbs/E_lora.ipynb #24f10c5e
-def _fingerprint(
-    tensors: dict[str, torch.Tensor], # by name
-    note: str = "", # goes in first
-) -> str: # 64 hexadecimal digits
-    "Hash names, types, shapes and numbers."
-    digest = hashlib.sha256(note.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
+# %% ../nbs/E_lora.ipynb #7c485a26
 def _split(
     model: nn.Module, # is not changed
 ) -> tuple[dict, dict]: # what was learned, what was not; by names without LoRA
@@ -195,7 +179,7 @@ def _split(
         (learned if lora or weight.requires_grad else base)[plain] = weight
     return learned, base
 
-# %% ../nbs/E_lora.ipynb #7e95cf7b
+# %% ../nbs/E_lora.ipynb #7131f649
 def save_lora(
     model: nn.Module, # with LoRA; stays as it is
     path: Path | str, # of the file; an old one is replaced when the new one is whole
@@ -214,19 +198,12 @@ def save_lora(
     (rank, alpha), (learned, base) = kinds.pop(), _split(model)
     learned = {name: w.detach().cpu().contiguous() for name, w in learned.items()}
     card = json.dumps({"version": 1, "rank": rank, "alpha": alpha,
-                       "layers": list(adapted), "base": _fingerprint(base)})
-    note = f"{_fingerprint(learned, card)} {card}"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(save(learned, {"llm_literate_lora": note}))
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+                       "layers": list(adapted), "base": hash_tensors(base)})
+    note = f"{hash_tensors(learned, card)} {card}"
+    write_safetensors(path, learned, {"llm_literate_lora": note})
     return path
 
-# %% ../nbs/E_lora.ipynb #62fc7232
+# %% ../nbs/E_lora.ipynb #3b3aca07
 def _read_lora(
     path: Path, # a file
 ) -> tuple[dict, dict[str, torch.Tensor]]: # card, tensors by name
@@ -244,7 +221,7 @@ def _read_lora(
         raise WeightsError(f"{path} holds no adapter, save_lora did not write it; "
                            "a whole model is read by load_model")
     digest, _, text = note.partition(" ")
-    if _fingerprint(tensors, text) != digest:
+    if hash_tensors(tensors, text) != digest:
         raise WeightsError(f"{path} is damaged; {again}")
     card = json.loads(text)
     if card["version"] != 1:
@@ -273,7 +250,7 @@ def _refuse_other(
         raise WeightsError(f"{path} is for another model or other layers: "
                            f"{wrong[0]} stands only in one of the two")
 
-# %% ../nbs/E_lora.ipynb #5c07ae43
+# %% ../nbs/E_lora.ipynb #13da5516
 def load_lora(
     model: nn.Module, # the one it was trained with, with or without LoRA
     path: Path | str, # a file that `save_lora` wrote
@@ -298,7 +275,7 @@ def load_lora(
             raise WeightsError(f"{path} is for another model: {name} has shape "
                                f"{tuple(tensor.shape)}, here {shapes.get(name)}")
     rest = {name: w for name, w in (base | learned).items() if name not in tensors}
-    if not any_base and _fingerprint(rest) != card["base"]:
+    if not any_base and hash_tensors(rest) != card["base"]:
         raise WeightsError(f"{path} was trained beside other weights than this "
                            "model's; load those, or say any_base=True")
     parts = {} if _adapted(model) else {

@@ -182,7 +182,7 @@ def test_models_from_files(saved, tmp_path):
         load_assistant("nowhere")
     sorter = tiny()
     sorter.out_head = nn.Linear(16, 2)
-    with pytest.raises(ValueError, match="has 2 outputs; a model that writes has 2048"):
+    with pytest.raises(ValueError, match="sorts texts into 2 classes and does not write"):
         load_assistant(str(save_model(sorter, tmp_path / "sorter.safetensors")))
 
 
