@@ -13,29 +13,69 @@ SHELL := bash
 # What pip says, less the lines about packages that are there already.
 NEWS := { grep -v 'already satisfied' || true; }
 
-.PHONY: help setup sync site book page test serve export vocabulary pretrain pictures lint peers bench screenshot clean
+# What needs no built page, and therefore comes first.
+FORM := tests/test_house.py tests/test_workflows.py $(wildcard tests/test_scripts.py)
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+BROWSER ?= $(firstword $(shell command -v chromium chromium-browser google-chrome))
+
+define NEAREST
+import difflib, pathlib, sys
+wanted = sys.argv[1]
+pages = sorted(path.stem for path in pathlib.Path("nbs").glob("*") if path.suffix in (".ipynb", ".md"))
+near = difflib.get_close_matches(wanted, pages, n=3, cutoff=0.3)
+near += [page for page in pages if wanted and page.startswith(wanted[:2]) and page not in near]
+what = f"There is no page {wanted!r}." if wanted else "Which page?"
+print(what, "Try:", *[f"make page PAGE={page}" for page in (near or ["02a_tokenizer"])], sep="\n  ", file=sys.stderr)
+sys.exit(1)
+endef
+export NEAREST
+
+.NOTPARALLEL:
+.PHONY: help setup sync house site book page test serve export hook precommit vocabulary pretrain pictures lint peers \
+  bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.installed  ## make the environment that every other command uses
+	@case " $(MAKECMDGOALS) " in *" setup "*) echo "The environment is ready. Next: make book, or $(BIN)/jupyter lab nbs";; esac
 
+# An environment that is only linked to belongs to another copy of the project, so nothing is installed into it.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
-	@echo "== environment in $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "== installing PyTorch, the largest package"
-	@$(BIN)/python -m pip install -c constraints.txt torch | $(NEWS)
-	@echo "== installing the library and the tools that build and test the book"
-	@$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]' | $(NEWS)
-	@touch $@
+	@test ! -L $(VENV) || { echo "$(VENV) is a link: the environment is used as it is"; exit 0; }; \
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'; \
+	echo "== environment in $(VENV)"; \
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	echo "== installing PyTorch, the largest package"; \
+	$(BIN)/python -m pip install -c constraints.txt torch | $(NEWS); \
+	echo "== installing the library and the tools that build and test the book"; \
+	$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]' | $(NEWS); \
+	touch $@
 
 export: setup  ## write the library from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
-	@echo "The library in llm_literate/ follows the notebooks. Next: make test"
+	@test ! -f llm_literate/scripts.py || $(BIN)/python -m llm_literate.scripts
+	@echo "The library in llm_literate/ follows the notebooks. Next: make page PAGE=the page you changed, then make test"
+
+hook: setup  ## let git run `make export` before each commit
+	@hook="$$(git rev-parse --git-path hooks)/pre-commit"; \
+	if [ -e "$$hook" ] && ! grep -q 'make -s precommit' "$$hook"; then \
+	  echo "$$hook exists already. Next: add this line to it: make -s precommit"; exit 1; fi; \
+	mkdir -p "$$(dirname "$$hook")"; printf '#!/bin/sh\nexec make -s precommit\n' > "$$hook"; chmod +x "$$hook"; \
+	echo "Each commit now exports the notebooks first. To be rid of it: rm $$hook"
+
+precommit:
+	@notebooks=$$(git diff --cached --name-only --diff-filter=d -- 'nbs/*.ipynb'); test -n "$$notebooks" || exit 0; \
+	$(MAKE) -s export > /dev/null; \
+	made="$$(sed -n 's/.*"#| default_exp \([a-z_]*\).*/llm_literate\/\1.py/p' $$notebooks) llm_literate/_modidx.py"; \
+	left=$$(git diff --name-only -- $$notebooks $$made 'nbs/_static/*.mjs'; git ls-files --others --exclude-standard -- $$made); \
+	test -z "$$left" || { echo "Not committed: these follow the notebooks and are not staged. Next: git add" $$left "&& git commit"; exit 1; }
 
 sync: setup
-	@$(BIN)/python -m pytest -q tests/test_house.py -k in_sync -p no:cacheprovider
+	@$(PYTEST) -q -rN $(FORM) -k in_sync
+
+house: setup
+	@$(PYTEST) -q -rN $(FORM) || { echo "Each line above names a file and what mends it. Next: mend it, then make test"; exit 1; }
 
 book: sync  ## execute every page that changed and build the site
 	@$(MAKE) --no-print-directory site
@@ -46,13 +86,17 @@ site:
 	@$(BIN)/jupyter-book build . -W --keep-going --builder html
 
 # The other pages are left out, so links to them cannot be followed; only a failing cell stops this.
+page: NAME = $(basename $(notdir $(PAGE)))
+page: OUT = _build/page/_build/html
 page: setup  ## execute and build one page: make page PAGE=02a_tokenizer
-	@test -f nbs/$(PAGE).ipynb || { echo "name a page: make page PAGE=02a_tokenizer"; exit 1; }
-	@mkdir -p _build/page && rm -rf _build/page/_build/html/reports
-	@printf 'format: jb-book\nroot: nbs/%s\n' $(PAGE) > _build/page/toc.yml
-	@$(BIN)/jupyter-book build . --toc _build/page/toc.yml --path-output _build/page --quiet 2> _build/page/log || true
-	@report=_build/page/_build/html/reports/nbs/$(PAGE).err.log; ! test -f $$report || { cat $$report; exit 1; }
-	@echo "The page lies in _build/page/_build/html/nbs/$(PAGE).html"
+	@test -f nbs/$(NAME).ipynb || test -f nbs/$(NAME).md || $(BIN)/python -c "$$NEAREST" "$(NAME)"
+	@mkdir -p _build/page && rm -rf $(OUT)/reports $(OUT)/nbs/$(NAME).html
+	@printf 'format: jb-book\nroot: nbs/%s\n' $(NAME) > _build/page/toc.yml
+	@$(BIN)/jupyter-book build . --toc _build/page/toc.yml --path-output _build/page --quiet > _build/page/log 2>&1 || true
+	@report=$(OUT)/reports/nbs/$(NAME).err.log; ! test -f $$report || { sed '/^Traceback/,/CellExecutionError:/d' $$report; \
+	  echo "nbs/$(NAME).ipynb: the cell above fails. Next: mend it, then make page PAGE=$(NAME)"; exit 1; }
+	@test -f $(OUT)/nbs/$(NAME).html || { cat _build/page/log; exit 1; }
+	@echo "The page lies in $(OUT)/nbs/$(NAME).html. Next: look at it, then make test"
 
 serve: setup  ## serve the built site on this machine
 	@test -f $(SITE)/index.html || $(MAKE) --no-print-directory book
@@ -60,11 +104,12 @@ serve: setup  ## serve the built site on this machine
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
 lint: setup  ## ruff on notebooks and tests
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --output-format concise .
 
-test: lint book  ## everything that passes or fails
+test: house lint site  ## everything that passes or fails
 	@echo "== tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(addprefix --ignore=,$(FORM))
+	@echo "All passes. Next: git commit"
 
 vocabulary: setup  ## train the shipped vocabulary again
 	@$(BIN)/python -c 'from llm_literate import small_world, tokenizer; tokenizer.BPETokenizer.train(small_world.corpus(), 2048).save("llm_literate/assets/small_tokenizer.json")'
@@ -90,7 +135,8 @@ bench: setup  ## time our code beside its peers, in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 screenshot: book  ## draw the README's picture of the site
-	@chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,820 --virtual-time-budget=4000 \
+	@test -n "$(BROWSER)" || { echo "A picture needs Chromium or Chrome. Next: make screenshot BROWSER=/path/to/it"; exit 1; }
+	@"$(BROWSER)" --headless --no-sandbox --hide-scrollbars --window-size=1280,820 --virtual-time-budget=4000 \
 	  --screenshot=$(CURDIR)/nbs/_static/screenshot.png file://$(CURDIR)/$(SITE)/nbs/03a_self_attention.html
 
 clean:  ## remove what was built; the environment stays
