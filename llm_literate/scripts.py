@@ -11,14 +11,14 @@ import re
 import sys
 from pathlib import Path
 
-# %% ../nbs/Zg_explorers.ipynb #8dc8ea96
+# %% ../nbs/Zg_explorers.ipynb #712fc560
 _FENCE = re.compile(r"^(`{3,})js\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"// file: ([\w.-]+\.mjs)\n")
 
 
 def script_blocks(
     markdown: str,  # text of a markdown cell
-) -> list[tuple[str, str]]:  # (name of the file, its text) for each block that names one
+) -> list[tuple[str, str]]:  # (name of its file, its text) for each such block
     "Find the blocks of JavaScript that belong to a file (this page)."
     found = []
     for fence in _FENCE.finditer(markdown):
@@ -26,8 +26,9 @@ def script_blocks(
             found.append((first[1], fence[2][first.end() :].strip("\n")))
     return found
 
-# %% ../nbs/Zg_explorers.ipynb #00fcfe47
-_HEAD = "// Generated from {page}; change it there, then: python -m llm_literate.scripts"
+# %% ../nbs/Zg_explorers.ipynb #ecd5438c
+MEND = "python -m llm_literate.scripts"
+_HEAD = f"// Generated from {{page}}; change it there, then: {MEND}"
 
 
 def tangled(
@@ -53,10 +54,7 @@ def tangled(
         for name, texts in parts.items()
     }
 
-# %% ../nbs/Zg_explorers.ipynb #d3780625
-MEND = "python -m llm_literate.scripts"
-
-
+# %% ../nbs/Zg_explorers.ipynb #0f28a734
 def stale(
     folder: Path,  # folder of the notebooks; the scripts lie in its _static
 ) -> list[str]:  # one line for each script that is not what its page says
@@ -89,27 +87,27 @@ def tangle(
             changed.append(name)
     return changed
 
-# %% ../nbs/Zg_explorers.ipynb #93d3b9a7
+# %% ../nbs/Zg_explorers.ipynb #54c53c09
 def main() -> int:  # exit code
     "Tangle the scripts of the project in this folder (this page)."
     folder = Path("nbs")
     if not folder.is_dir():
-        print("there is no folder nbs here; go to the root of the project", file=sys.stderr)
+        print("no folder nbs here; go to the root of the project", file=sys.stderr)
         return 1
     try:
         changed = tangle(folder)
     except ValueError as fault:
         print(fault, file=sys.stderr)
         return 1
-    print(f"scripts written: {', '.join(changed)}" if changed else "all scripts are as their pages say")
+    print(f"scripts written: {', '.join(changed) or 'none, all are up to date'}")
     return 0
 
 # %% ../nbs/Zg_explorers.ipynb #91b14ae4
 if __name__ == "__main__":
     sys.exit(main())
 
-# %% ../nbs/Zg_explorers.ipynb #ff3e04e7
-SHIPPED = ("small_model.safetensors", "small_tokenizer.json")
+# %% ../nbs/Zg_explorers.ipynb #5614b07e
+SHIPPED = ("small_model.safetensors", "small_model.json", "small_tokenizer.json")
 
 
 def copy_changed(
