@@ -52,7 +52,7 @@ explorer("schedule", (panel) => {
     changed,
   );
   const peak = slider(
-    { label: "Peak rate", values: RATES, value: 5e-4, show: short },
+    { label: "Peak rate", values: RATES, value: 1e-3, show: short },
     changed,
   );
   const initial = slider(
