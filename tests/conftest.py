@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +148,22 @@ def lines():
 def data_dir() -> Path:
     "Give the folder with the real data sets (only in tests marked `data`)."
     return Path(os.environ["LLM_LITERATE_DATA"])
+
+
+@pytest.fixture(scope="session")
+def in_own_process():
+    "Give a function that runs a script in a process of its own, which gives its memory back, and returns its JSON."
+
+    def run(script, gigabytes, what):
+        meminfo = Path("/proc/meminfo")
+        free = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text()) if meminfo.exists() else None
+        if free and int(free[1]) * 1024 < gigabytes * 1e9:
+            pytest.skip(f"{what} takes {gigabytes} GB of memory")
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 def pytest_collection_modifyitems(config, items):

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from llm_literate.checkpoints import Checkpoints
 from llm_literate.data import TokenWindows, make_loader
 from llm_literate.generate import generate
+from llm_literate.ledger import check
 from llm_literate.loss import evaluate, lm_loss
 from llm_literate.train import History, TrainingDiverged, make_optimizer, train, warmup_cosine
 
@@ -635,14 +636,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.data
-def test_the_books_first_losses():
-    import json
-
-    from llm_literate.ledger import check
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
-    if memory < 3.5e9:
-        pytest.skip("training 163 million parameters takes 3 GB of memory")
-    done = subprocess.run([sys.executable, "-c", BOOK], capture_output=True, text=True, check=True)
-    first, sixth = json.loads(done.stdout)
+def test_the_books_first_losses(in_own_process):
+    first, sixth = in_own_process(BOOK, 3.5, "training 163 million parameters")
     check("5.2-step-0", first)
     check("5.2-step-5", sixth)

@@ -1,15 +1,9 @@
 """Appendix D: the largest gradient of the book's model, before and after clipping."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from llm_literate.ledger import check
 
-# In a process of its own, which gives its 2 GB back.
 CLIPPED = """
 import json, os
 from pathlib import Path
@@ -36,9 +30,5 @@ print(json.dumps([*found, max(w.grad.max().item() for w in model.parameters())])
 
 
 @pytest.mark.data
-def test_largest_gradient_of_the_book():
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
-    if memory < 2.5e9:
-        pytest.skip("the gradient of 163 million parameters takes 2 GB of memory")
-    done = subprocess.run([sys.executable, "-c", CLIPPED], capture_output=True, text=True, check=True)
-    check("D.3-largest", json.loads(done.stdout))
+def test_largest_gradient_of_the_book(in_own_process):
+    check("D.3-largest", in_own_process(CLIPPED, 2.5, "the gradient of 163 million parameters"))
