@@ -96,6 +96,7 @@ page: setup  ## execute and build one page: make page PAGE=02a_tokenizer
 	@report=$(OUT)/reports/nbs/$(NAME).err.log; ! test -f $$report || { sed '/^Traceback/,/CellExecutionError:/d' $$report; \
 	  echo "nbs/$(NAME).ipynb: the cell above fails. Next: mend it, then make page PAGE=$(NAME)"; exit 1; }
 	@test -f $(OUT)/nbs/$(NAME).html || { cat _build/page/log; exit 1; }
+	@! grep -Eo 'nbs/$(NAME).ipynb: (takes|needs) [^;]*; .*PAGE=$(NAME)' _build/page/log
 	@echo "The page lies in $(OUT)/nbs/$(NAME).html. Next: look at it, then make test"
 
 serve: setup  ## serve the built site on this machine
