@@ -16,7 +16,7 @@ export function look(model, ids) {
   return shares;
 }
 
-/** Unfold what the page hands over: whole numbers of a thousandth, below the diagonal. */
+/** Unfold what the page hands over: thousandths, with zeros above the diagonal. */
 const unfold = (shares) => shares.map((heads) => heads.map((rows) =>
   rows.map((row, i) => row.slice(0, i + 1).map((share) => share / 1000))));
 
@@ -73,7 +73,8 @@ explorer("attention", (panel) => {
       const turned = `translate(${middle} ${top - 5}) rotate(-90)`;
       const pick = () => { token.value = i; show(); };
       return [
-        draw("text", { x: top - 5, y: middle, "text-anchor": "end", ...style }, names[i]),
+        draw("text", { ...style, x: top - 5, y: middle, "text-anchor": "end" },
+          names[i]),
         draw("text", { transform: turned }, names[i]),
         ...row.map((share, j) => draw("rect", { class: "cell", y, x: top + j * size,
           width: size - 1, height: size - 1, click: pick,

@@ -35,8 +35,9 @@ explorer("sampling", (panel) => {
     const kept = after.filter((share) => share > 0);
     const bits = kept.reduce((sum, share) => sum - share * Math.log2(share), 0);
     const rest = 1 - best.reduce((sum, id) => sum + after[id], 0);
-    const tokens = kept.length === 1 ? "1 token is" : `${grouped(kept.length)} tokens are`;
-    return `“${visible(name(best[0]))}” has ${percent(after[best[0]])}. ${tokens} left, ` +
+    const n = kept.length, tokens = n === 1 ? "1 token is" : `${grouped(n)} tokens are`;
+    const first = `“${visible(name(best[0]))}” has ${percent(after[best[0]])}.`;
+    return `${first} ${tokens} left, ` +
       `and the choice is as open as one among ${(2 ** bits).toFixed(1)}. ` +
       `Those without a bar hold ${percent(Math.max(0, rest))}.`;
   }

@@ -68,7 +68,7 @@ const waiting = [];
 export function loader(ready, why = "") {
   const says = status();
   says.say(why);
-  const bar = make("progress", { max: 1, value: 0, hidden: true, "aria-label": "loaded" });
+  const bar = make("progress", { max: 1, value: 0, "aria-label": "loaded", hidden: true });
   const press = button("Load the model (7 MB)", async () => {
     if (loading) return;
     says.say("The model is loading.");
@@ -84,7 +84,8 @@ export function loader(ready, why = "") {
       says.say(`The model could not be loaded: ${fault.message}.`);
     }
   });
-  const element = make("div", { class: "explorer-loader" }, row(press, bar), says.element);
+  const parts = [row(press, bar), says.element];
+  const element = make("div", { class: "explorer-loader" }, parts);
   waiting.push((small) => {
     const next = ready(small), focused = element.contains(document.activeElement);
     element.hidden = true;

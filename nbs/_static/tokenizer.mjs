@@ -4,7 +4,7 @@
 const bytesOf = (text) => Array.from(new TextEncoder().encode(text),
   (byte) => String.fromCharCode(byte)).join("");
 
-/** Cut text into tokens by byte pair encoding, with a vocabulary that llm_literate saved. */
+/** Cut text into tokens by byte pair encoding; takes what llm_literate saved. */
 export class Tokenizer {
   constructor({ pattern, special_tokens, tokens }) {
     this.ids = new Map(tokens.map((token, id) => [token, id]));
