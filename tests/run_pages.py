@@ -1,0 +1,174 @@
+"""Execute the pages as Binder and as Colab would, one after the other, and write down what each took.
+
+    python tests/run_pages.py binder                          all pages, in an environment made from .binder/ alone
+    python tests/run_pages.py colab 03a_self_attention        one page, with the package installed by its first cell
+    python tests/run_pages.py binder --record                 replaces the part of the record that the site shows
+
+Linux only: the limit on memory is kept by looking into /proc. It needs what pip needs, and no other network.
+nbs/Zi_everywhere.ipynb explains how it works.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+from llm_literate.everywhere import KERNEL, Run, run_page
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "llm_literate" / "assets" / "pages.json"
+BINDER_MEMORY = 2 * 2**30  # bytes that a container on Binder gets
+# What Colab brings along, as far as the pages need it; the package itself is not among it.
+ON_COLAB = ["numpy", "pandas", "matplotlib", "scipy", "requests", "tqdm", "nbconvert", "ipykernel"]
+COLAB_KERNEL = "--IPKernelApp.exec_lines=import sys, types; sys.modules['google.colab'] = types.ModuleType('colab')"
+
+
+def call(*command, **more) -> None:
+    "Run a command; if it fails, stop with the last lines that it said."
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **more)
+    if done.returncode:
+        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        sys.exit(f"{' '.join(map(str, command))}\nfailed with exit code {done.returncode}:\n{said}")
+
+
+def surroundings(home: Path, python: Path) -> dict[str, str]:
+    "Give the environment of a fresh machine: this one's ways to the package index, and nothing else of it."
+    kept = {key: value for key, value in os.environ.items()
+            if key.startswith(("PIP_", "UV_", "SSL_", "LANG", "LC_")) or key.endswith(("_PROXY", "_proxy", "_CA_BUNDLE"))}
+    return kept | {"HOME": str(home), "PATH": f"{python.parent}{os.pathsep}{os.defpath}", "TMPDIR": str(home / "tmp"),
+                   "IPYTHONDIR": str(home / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+                   "TQDM_DISABLE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+
+
+def environment(folder: Path, *packages: str) -> tuple[Path, dict[str, str]]:
+    "Make a virtual environment with packages in it; give its Python and what a process there sees."
+    home = folder / "home"
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    call(sys.executable, "-m", "venv", folder / "env")
+    python = folder / "env" / "bin" / "python"
+    env = surroundings(home, python)
+    call(python, "-m", "pip", "install", "--quiet", *packages, env=env)
+    return python, env
+
+
+class Binder:
+    "Execute pages in an environment that is made from .binder/ alone, from the last commit."
+
+    def __init__(self, folder: Path):
+        self.book = folder / "book"
+        archive = subprocess.run(["git", "-C", ROOT, "archive", "HEAD"], capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=BytesIO(archive)) as files:
+            files.extractall(self.book, filter="data")
+        wanted = (self.book / ".binder" / "runtime.txt").read_text(encoding="utf-8").strip()
+        if f"python-{platform.python_version()}.".find(f"{wanted}.") != 0:
+            print(f"note: Binder takes {wanted}, this is Python {platform.python_version()}", flush=True)
+        self.python, self.env = environment(
+            folder, "jupyterlab", "--requirement", str(self.book / ".binder" / "requirements.txt"))
+        call(self.book / ".binder" / "postBuild", cwd=self.book, env=self.env)
+
+    def run(self, page: str) -> Run:
+        "Execute one page beside its neighbours, with 2 GB of memory."
+        command = [str(self.book / ".binder" / "start"), str(self.python), *KERNEL]
+        return run_page(self.book / "nbs" / f"{page}.ipynb", command, self.book / "nbs", self.env, BINDER_MEMORY)
+
+
+class Colab:
+    "Execute pages alone; each installs the package that was built here."
+
+    def __init__(self, folder: Path):
+        call(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "dist", ROOT)
+        wheel = next((folder / "dist").glob("llm_literate-*.whl"))
+        self.folder = folder
+        self.python, self.env = environment(folder, *ON_COLAB, "uv")
+        call(self.python, "-m", "uv", "pip", "install", "--quiet", "--python", self.python,
+             "--torch-backend=cpu", "torch", env=self.env)
+        only = folder / "constraint.txt"  # wherever pip looks, it takes this file
+        only.write_text(f"llm-literate @ {wheel.as_uri()}\n", encoding="utf-8")
+        self.env["PIP_CONSTRAINT"] = str(only)
+
+    def run(self, page: str) -> Run:
+        "Execute one page in an empty folder; the package is removed first."
+        call(self.python, "-m", "pip", "uninstall", "--quiet", "--yes", "llm-literate", env=self.env)
+        with tempfile.TemporaryDirectory(dir=self.folder) as content:
+            path = Path(shutil.copy(ROOT / "nbs" / f"{page}.ipynb", content))
+            return run_page(path, [str(self.python), *KERNEL, COLAB_KERNEL], content, self.env)
+
+
+PLACES = {"binder": Binder, "colab": Colab}
+
+
+def machine() -> dict:
+    "Describe what this ran on."
+    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    memory = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))[1])
+    return {"processor": model[1] if model else platform.machine(), "cores": os.cpu_count(),
+            "memory_GB": round(memory / 2**20)}
+
+
+def versions(python: Path) -> dict[str, str]:
+    "Ask an environment for the versions of what matters most."
+    code = ("import json, platform; from importlib.metadata import version; print(json.dumps("
+            "{'Python': platform.python_version(), **{n: version(n) for n in ('torch', 'numpy', 'pandas')}}))")
+    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def all_pages() -> list[str]:
+    "Name the notebooks in the order of the contents."
+    found = {path.stem for path in (ROOT / "nbs").glob("*.ipynb")}
+    named = re.findall(r"nbs/(\w+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [name for name in named if name in found]
+
+
+def write(path: Path, place: str, part: dict) -> None:
+    "Put one place's part into a record and leave the other's as it is."
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record[place] = part
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def main(args: list[str] | None = None) -> int:
+    "Execute pages, write the record, and give 1 if a page failed."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("place", choices=PLACES, help="whose way")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help="like 03a_self_attention; none means all")
+    parser.add_argument("--out", type=Path, help="the record; _build/pages.json if not named")
+    parser.add_argument("--record", action="store_true", help="write the record that the site shows")
+    chosen = parser.parse_args(args)
+    known = all_pages()
+    if strange := [page for page in chosen.pages if page not in known]:
+        parser.error(f"there is no page {', '.join(strange)}; there are {', '.join(known)}")
+    path = chosen.out or (RECORD if chosen.record else ROOT / "_build" / "pages.json")
+    begun, runs = datetime.now(UTC), []
+    with tempfile.TemporaryDirectory(prefix=f"{chosen.place}-") as folder:
+        print(f"making the environment of {chosen.place}", flush=True)
+        place = PLACES[chosen.place](Path(folder))
+        made = datetime.now(UTC)
+        for page in chosen.pages or known:
+            runs.append(place.run(page))
+            took, held = f"{runs[-1].seconds:7.1f} s", f"{runs[-1].memory / 1e6:6.0f} MB"
+            print(f"{page:28}{took}  {held}  {runs[-1].error or 'ok'}", flush=True)
+        part = {"date": begun.isoformat(timespec="minutes"), "command": f"python tests/run_pages.py {chosen.place}",
+                "setup_seconds": round((made - begun).total_seconds()), "machine": machine(),
+                "versions": versions(place.python), "runs": [asdict(run) for run in runs]}
+    write(path, chosen.place, part)
+    failed = [run.page for run in runs if run.error]
+    print(f"{len(runs) - len(failed)} pages ran, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}; "
+          f"the record is {os.path.relpath(path)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
