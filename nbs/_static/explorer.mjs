@@ -69,7 +69,7 @@ export function slider(
     max: values.length - 1,
     step: 1,
   });
-  const says = make("output", { for: id });
+  const says = make("span", { class: "explorer-value", "aria-hidden": "true" });
   const tell = () => {
     says.textContent = show(values[input.value]);
     input.setAttribute("aria-valuetext", says.textContent);
