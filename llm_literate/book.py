@@ -526,6 +526,7 @@ def setup(
     "Connect everything on this page to Sphinx (Sphinx, “Event callbacks”)."
     _add_parts(app)
     app.setup_extension("llm_literate.reading")
+    app.setup_extension("llm_literate.printing")
     for event, hook, priority in [
         ("config-inited", _addresses, 100),
         ("builder-inited", _start, 500),

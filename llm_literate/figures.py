@@ -109,7 +109,7 @@ def to_svg(
             f'fill="currentColor" stroke-linejoin="round" '
             f'xmlns="http://www.w3.org/2000/svg" '
             f'style="width: {width * 4 / 3:.0f}px; max-width: 100%; '
-            f'min-width: {width * 0.77:.0f}px; height: auto">')
+            f'min-width: {width * 0.9:.0f}px; height: auto">')
     body = re.sub(r"^<svg[^>]*>", head, svg, count=1, flags=re.S)
     return re.sub(r"\s*\n\s*", " ", body).replace("> <", "><")
 
@@ -118,7 +118,8 @@ def to_html(
     fig,  # a matplotlib Figure
 ) -> str:  # a `<div class="lit-figure">` with the picture inside
     "Wrap the SVG of `fig` in a box that can scroll (this page)."
-    return ('<div class="lit-figure" tabindex="0" style="overflow-x: auto">'
+    return ('<div class="lit-figure" tabindex="0" role="group" '
+            'aria-label="Figure" style="overflow-x: auto">'
             f"{to_svg(fig)}</div>")
 
 # %% ../nbs/Zb_figures.ipynb #76a4fe59
