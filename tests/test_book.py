@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,21 @@ def test_ledger_rows_tell_what_was_seen():
                       "d": "computed in this build", "e": "corrected in this build"}
 
 
+@pytest.mark.parametrize(
+    ("memory", "seconds", "told"),
+    [
+        (1.5e9, 180.0, []),
+        (1.4e9, 181.0, ["takes 181 s of processor time, at most 180"]),
+        (1.71e9, 0.0, ["needs 1.7 GB of memory, at most 1.5"]),
+        (2e9, 500.0, ["takes 500 s of processor time, at most 180", "needs 2.0 GB of memory, at most 1.5"]),
+    ],
+)
+def test_a_page_over_its_budget_is_told_in_one_line(memory, seconds, told):
+    mend = "make it smaller, then make page PAGE=06b_spam_filter"
+    assert book.over_budget("nbs/06b_spam_filter", memory, seconds) == [
+        f"nbs/06b_spam_filter.ipynb: {what}; {mend}" for what in told]
+
+
 class Project:
     """A small book with two pages, built by the real configuration."""
 
@@ -197,8 +213,9 @@ class Project:
     def build(self):
         """Build, and return the exit status, what was printed, and the pages that were executed."""
         environment = os.environ | {"PYTHONPATH": str(self.root)}
+        command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "."]
         done = subprocess.run(
-            [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W"],
+            [*command, "-W", "--keep-going"],
             cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
         out = done.stdout + done.stderr
         executed = sorted(page for page in ("one", "two") if f"nbs/{page}: executed in" in out)
@@ -248,3 +265,20 @@ def test_a_record_that_no_page_checks_stops_the_build(project):
     project.pages(check="1")
     status, out, _ = project.build()
     assert status != 0 and "no page checked it" in out
+
+
+def test_a_page_over_its_budget_stops_the_build(project):
+    code = project.root / "llm_literate" / "everywhere.py"
+    text = code.read_text()
+    tight = re.sub(r"^BUDGET_MEMORY = .*$", "BUDGET_MEMORY = 10_000_000", text, flags=re.M)
+    assert tight != text
+    code.write_text(tight)
+    project.pages(sentence="It holds more than ten million bytes.")
+    status, out, _ = project.build()
+    lines = re.findall(r"nbs/one\.ipynb: needs [\d.]+ GB of memory, at most 0\.0; "
+                       r"make it smaller, then make page PAGE=one", out)
+    assert status != 0 and len(set(lines)) == 1, out
+    code.write_text(text)
+    project.pages()
+    status, out, executed = project.build()
+    assert (status, executed) == (0, []), out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-FORM = ["tests/test_house.py", "tests/test_scripts.py"]
+FORM = ["tests/test_house.py", "tests/test_scripts.py::test_scripts_and_pages_in_sync"]
 SLOW = "not importing_draws and not schema"  # what no fault below is about
 IDENTITY = ["-c", "user.name=An Editor", "-c", "user.email=editor@example.com"]
 
