@@ -46,7 +46,7 @@ def _kilobytes(text, key):
             return int(line.split()[1]) * 1024
     return 0
 
-# %% ../nbs/Zi_everywhere.ipynb #cb2dc12f
+# %% ../nbs/Zi_everywhere.ipynb #15fa32cb
 BUDGET_SECONDS = 180  # of processor time, for one page
 BUDGET_MEMORY = 1_500_000_000  # bytes
 
@@ -65,10 +65,10 @@ class Peak:
     seconds: float = field(default_factory=_worked)  # of processor time
 
     def _repr_html_(self):
-        marks = f'data-page-memory="{self.memory}" data-page-seconds="{self.seconds:.1f}"'
-        return f"<span {marks}></span>"
+        memory = f'data-page-memory="{self.memory}"'
+        return f'<span {memory} data-page-seconds="{self.seconds:.1f}"></span>'
 
-# %% ../nbs/Zi_everywhere.ipynb #14967d9f
+# %% ../nbs/Zi_everywhere.ipynb #18fe615f
 def family(
     pid: int,  # a process on Linux
 ) -> list[int]:  # the process, its children, their children, …
@@ -88,8 +88,9 @@ def memory_now(
 ) -> int:  # bytes in physical memory
     "Add up what a process and its descendants hold now (man 5 proc, smaps_rollup)."
     held, everybody = 0, family(pid)
-    # What several share counts by halves, thirds, …; one alone is quicker to ask.
-    what, key = ("status", "VmRSS:") if len(everybody) == 1 else ("smaps_rollup", "Pss:")
+    what, key = "smaps_rollup", "Pss:"  # what several share counts once in all
+    if len(everybody) == 1:
+        what, key = "status", "VmRSS:"  # quicker to ask
     for one in everybody:
         try:
             text = Path(f"/proc/{one}/{what}").read_text(encoding="utf-8")
@@ -98,7 +99,7 @@ def memory_now(
         held += _kilobytes(text, key)
     return held
 
-# %% ../nbs/Zi_everywhere.ipynb #313d61fa
+# %% ../nbs/Zi_everywhere.ipynb #142b255e
 class Guard(threading.Thread):
     "Watch a process, and end it when it takes too much memory or time (this page)."
 
@@ -113,13 +114,14 @@ class Guard(threading.Thread):
         self.most, self.reason = 0, ""
         self._end = threading.Event()
 
-    def run(self):
+    def run(self) -> None:
         "Look ten times a second until somebody calls `stop`."
         start = time.monotonic()
         while not self.reason:
             self.most = max(self.most, memory_now(self.pid))
             if self.memory and self.most > self.memory:
-                self.reason = f"took {self.most / 1e9:.2f} GB, at most {self.memory / 1e9:.2f}"
+                most, limit = self.most / 1e9, self.memory / 1e9
+                self.reason = f"took {most:.2f} GB, at most {limit:.2f}"
             elif self.seconds and time.monotonic() - start > self.seconds:
                 self.reason = f"took longer than {self.seconds:.0f} s"
             if self._end.wait(0 if self.reason else 0.1):
@@ -144,7 +146,7 @@ def end_family(
         except ProcessLookupError:
             continue
 
-# %% ../nbs/Zi_everywhere.ipynb #0a38e093
+# %% ../nbs/Zi_everywhere.ipynb #cb8b36b9
 KERNEL = ("-m", "ipykernel_launcher", "-f", "{connection_file}")
 
 
@@ -168,11 +170,13 @@ def _cells(path):
 
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == "code" and "skip-execution" in cell_tags(directives(cell.source)[0]):
-            cell.metadata.setdefault("tags", []).append("skip-execution")
+        if cell.cell_type == "code":
+            tags = cell_tags(directives(cell.source)[0])
+            if "skip-execution" in tags:
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), *tags]
     return notebook
 
-# %% ../nbs/Zi_everywhere.ipynb #5bb1a41b
+# %% ../nbs/Zi_everywhere.ipynb #f77809fa
 @dataclass(frozen=True)
 class Run:
     "Hold what executing one page took, and how it ended (this page)."
@@ -199,7 +203,7 @@ def run_page(
     where = {"cwd": str(folder or path.parent), "env": env or dict(os.environ)}
     with tempfile.TemporaryDirectory() as specs:
         kernel = _manager(Path(specs), command or [sys.executable, *KERNEL])
-        quiet = logging.Logger("page", logging.CRITICAL)  # what went wrong is in the Run
+        quiet = logging.Logger("page", logging.CRITICAL)  # failures are in the Run
         client = NotebookClient(notebook, km=kernel, timeout=None, log=quiet)
         try:
             with client.setup_kernel(cleanup_kc=True, **where):

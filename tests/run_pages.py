@@ -43,8 +43,8 @@ def call(*command, **more) -> None:
 
 def surroundings(home: Path, python: Path) -> dict[str, str]:
     "Give the environment of a fresh machine: this one's ways to the package index, and nothing else of it."
-    kept = {key: value for key, value in os.environ.items()
-            if key.startswith(("PIP_", "UV_", "SSL_", "LANG", "LC_")) or key.endswith(("_PROXY", "_proxy", "_CA_BUNDLE"))}
+    starts, ends = ("PIP_", "UV_", "SSL_", "LANG", "LC_"), ("_PROXY", "_proxy", "_CA_BUNDLE")
+    kept = {key: value for key, value in os.environ.items() if key.startswith(starts) or key.endswith(ends)}
     return kept | {"HOME": str(home), "PATH": f"{python.parent}{os.pathsep}{os.defpath}", "TMPDIR": str(home / "tmp"),
                    "IPYTHONDIR": str(home / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
                    "TQDM_DISABLE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
