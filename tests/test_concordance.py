@@ -18,6 +18,7 @@ SECTIONS = re.findall(r"\S+", """
 7.1 7.2 7.3 7.4 7.5 7.6 7.7 7.8 7.9
 A.1 A.2 A.3 A.4 A.5 A.6 A.7 A.8 A.9.1 A.9.2 A.9.3 B C D.1 D.2 D.3 D.4 E.1 E.2 E.3 E.4
 """)
+LISTINGS = {"2": 6, "3": 5, "4": 8, "5": 5, "6": 12, "7": 11}  # how many each chapter has
 NAMES = re.findall(r"\S+", """
 SimpleTokenizerV1 SimpleTokenizerV2 GPTDatasetV1 create_dataloader_v1 SelfAttention_v1 SelfAttention_v2 CausalAttention
 MultiHeadAttentionWrapper MultiHeadAttention GPT_CONFIG_124M DummyGPTModel LayerNorm GELU FeedForward TransformerBlock
@@ -49,7 +50,17 @@ def headings(root, pages):
 
 
 def test_every_section_stands_there_in_order(text):
-    assert re.findall(r"^\| \{index\}`([^`]+)` \|", text, flags=re.M) == SECTIONS
+    numbers = re.findall(r"^\| \{index\}`([^`]+)` \|", text, flags=re.M)
+    assert [number for number in numbers if not number.startswith("Listing")] == SECTIONS
+
+
+def test_every_listing_stands_there_once(text, lines):
+    named = re.findall(r"^\| \{index\}`Listing ([^`]+)` \|", text, flags=re.M)
+    wanted = [f"{chapter}.{n}" for chapter, count in LISTINGS.items() for n in range(1, count + 1)]
+    complaints = [f"{PAGE}: listing {number} is missing; add a row" for number in wanted if number not in named]
+    complaints += [f"{PAGE}: listing {number} stands twice" for number in sorted(set(named)) if named.count(number) > 1]
+    lines(complaints)
+    assert [number for number in named if number[0].isdigit()] == wanted
 
 
 def test_every_name_stands_there_once(text, lines):
