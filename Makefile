@@ -17,6 +17,8 @@ NEWS := { grep -v 'already satisfied' || true; }
 FORM := tests/test_house.py tests/test_workflows.py
 SYNC := tests/test_scripts.py::test_scripts_and_pages_in_sync
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+# One of Jupyter Book's packages reads a grammar of web addresses for a second, and nothing here asks it anything.
+BOOK := $(BIN)/python -c 'import sys; sys.modules["rfc3987_syntax"] = None; from jupyter_book.cli.main import main; main()'
 BROWSER ?= $(firstword $(shell command -v chromium chromium-browser google-chrome))
 
 define NEAREST
@@ -32,7 +34,7 @@ endef
 export NEAREST
 
 .NOTPARALLEL:
-.PHONY: help setup sync house site book page test serve export hook precommit vocabulary pretrain pictures lint peers \
+.PHONY: help setup sync house site book page pdf test serve export hook precommit vocabulary pretrain pictures lint peers \
   bench screenshot clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,7 +86,7 @@ book: sync  ## execute every page that changed and build the site
 
 site:
 	@echo "== building the book"
-	@$(BIN)/jupyter-book build . -W --keep-going --builder html
+	@$(BOOK) build . -W --keep-going --builder html
 
 # The other pages are left out, so links to them cannot be followed; only a failing cell stops this.
 page: NAME = $(basename $(notdir $(PAGE)))
@@ -93,12 +95,15 @@ page: setup  ## execute and build one page: make page PAGE=02a_tokenizer
 	@test -f nbs/$(NAME).ipynb || test -f nbs/$(NAME).md || $(BIN)/python -c "$$NEAREST" "$(NAME)"
 	@mkdir -p _build/page && rm -rf $(OUT)/reports $(OUT)/nbs/$(NAME).html
 	@printf 'format: jb-book\nroot: nbs/%s\n' $(NAME) > _build/page/toc.yml
-	@$(BIN)/jupyter-book build . --toc _build/page/toc.yml --path-output _build/page --quiet > _build/page/log 2>&1 || true
+	@$(BOOK) build . --toc _build/page/toc.yml --path-output _build/page --quiet > _build/page/log 2>&1 || true
 	@report=$(OUT)/reports/nbs/$(NAME).err.log; ! test -f $$report || { sed '/^Traceback/,/CellExecutionError:/d' $$report; \
 	  echo "nbs/$(NAME).ipynb: the cell above fails. Next: mend it, then make page PAGE=$(NAME)"; exit 1; }
 	@test -f $(OUT)/nbs/$(NAME).html || { cat _build/page/log; exit 1; }
 	@! grep -Eo 'nbs/$(NAME).ipynb: (takes|needs) [^;]*; .*PAGE=$(NAME)' _build/page/log
 	@echo "The page lies in $(OUT)/nbs/$(NAME).html. Next: look at it, then make test"
+
+pdf: book  ## print the whole book into one PDF, which the site then offers
+	@$(BIN)/python -m llm_literate.printing
 
 serve: setup  ## serve the built site on this machine
 	@test -f $(SITE)/index.html || $(MAKE) --no-print-directory book
