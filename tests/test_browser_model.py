@@ -127,7 +127,8 @@ def folder(root, tmp_path_factory, model, tokenizer):
     shares = (attention(model, ids) * 1000).round().int().tolist()
     with torch.no_grad():
         logits = model(torch.tensor([ids]))[0, -1]
-    data = {"attention-example": {"words": [tokenizer.decode([i]) for i in ids], "shares": shares},
+    data = {"attention-example": {"words": [tokenizer.decode([i]) for i in ids], "layer": 1, "head": 1,
+                                  "shares": shares},
             "sampling-example": {"prompt": "Anna lives by the pond.", "logits": (logits * 100).round().int().tolist(),
                                  "names": {i: tokenizer.decode([i]) for i in logits.topk(12).indices.tolist()}}}
     scripts = [f'<script type="application/json" id="{name}">{json.dumps(found)}</script>'
@@ -649,3 +650,20 @@ def test_figures_are_fit_for_everybody(page, theme, lines):
     lines(f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found.response["violations"]
           if v["impact"] in ("serious", "critical"))
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+@pytest.mark.site
+def test_figures_answer_on_the_built_site(browser, root):
+    site = root / "_build" / "html"
+    if not (site / "nbs" / "05e_javascript.html").exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("the page is not built: run `make book`")
+    with serving(site) as server, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{server.home}nbs/05e_javascript.html")
+        for name in FIGURES:
+            page.locator(f"[data-explorer={name}][data-ready]").wait_for(timeout=20_000)
+        loaded(page)
+        hidden = page.locator("[id^=fig-browser]").evaluate_all(
+            "(all) => all.map((e) => [e.id, [...e.querySelectorAll('.cell_output')].map((o) => o.hidden)])")
+        assert dict(hidden) == {"fig-browser-writing": [False], "fig-browser-attention": [True],
+                                "fig-browser-sampling": [True]}

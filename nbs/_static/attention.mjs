@@ -23,8 +23,10 @@ const unfold = (shares) => shares.map((heads) => heads.map((rows) =>
 explorer("attention", (panel) => {
   const data = JSON.parse(document.getElementById("attention-example").textContent);
   let words = [], shares = [], small = null, wait = null, token = null;
-  const layer = slider({ label: "Layer", values: steps(1, data.shares.length) }, show);
-  const head = slider({ label: "Head", values: steps(1, data.shares[0].length) }, show);
+  const layer = slider({ label: "Layer", value: data.layer,
+    values: steps(1, data.shares.length) }, show);
+  const head = slider({ label: "Head", value: data.head,
+    values: steps(1, data.shares[0].length) }, show);
   const from = make("div", { class: "explorer-control" });
   const sentence = field({ label: "Sentence", limit: 200,
     value: data.words.slice(1).join("") }, () => {
