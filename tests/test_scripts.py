@@ -485,6 +485,9 @@ def test_cache_answers_by_keyboard(page):
     figure.reach("Tokens of context").press("Home")
     figure.reach("Texts at a time").press("Home")
     assert f"the cache {2 * 16 * 16 * 2:,} bytes" in figure.says
+    for label in ("Tokens of context", "Layers", "Heads", "Numbers per head", "Texts at a time"):
+        figure.reach(label).press("End")
+    assert f"the cache {2 * 128 * (128 * 256) * 2**17 * 256 * 2:,} bytes" in figure.says and "PB" in figure.words
 
 
 def test_models_of_the_cache_are_those_of_the_library(page):

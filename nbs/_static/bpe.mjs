@@ -93,82 +93,62 @@ export function tokensOf(merges) {
 }
 
 const times = (count) =>
-  count === 1 ? "once" : count === 2 ? "twice" : `${count} times`;
+  count < 3 ? ["never", "once", "twice"][count] : `${count} times`;
+const chips = (name) => make("ol", { class: "explorer-tokens", "aria-label": name });
 
 explorer("bpe", (panel, place) => {
   let done = 0;
-  const said = status(),
-    next = status();
-  const tokenList = make("ol", {
-    class: "explorer-tokens",
-    "aria-label": "Tokens of the text",
-  });
-  const mergeList = make("ol", {
-    class: "explorer-tokens",
-    "aria-label": "Merges so far",
-  });
+  const start = place.dataset.text ?? "the baker bakes, the bakers baked";
   const text = field(
-    {
-      label: "Your text",
-      rows: 3,
-      limit: 1000,
-      value: place.dataset.text ?? "the baker bakes, the bakers baked",
-    },
+    { label: "Your text", rows: 3, limit: 1000, value: start },
     () => show(0),
   );
-  const back = button("Back", () => show(Math.max(0, done - 1))),
-    forth = button("Next merge", () => show(done + 1));
-  const rest = button("All merges", () => show(Infinity)),
-    start = button("Start again", () => show(0));
+  const forth = button("Next merge", () => show(done + 1));
+  const back = button("Back", () => show(Math.max(0, done - 1)));
+  const rest = button("All merges", () => show(Infinity));
+  const first = button("Start again", () => show(0));
+  const said = status(),
+    next = make("p"),
+    head = make("p", { class: "explorer-head" });
+  const tokenList = chips("Tokens of the text"),
+    mergeList = chips("Merges so far");
 
   function show(wanted) {
-    const found = learn(text.value, wanted),
-      tokens = tokensOf(found.merges);
-    done = found.merges.length;
-    const name = (id) => spell(tokens[id]),
-      both = ({ pair }) => `${name(pair[0])} + ${name(pair[1])}`;
-    const ids = found.words.flat(),
-      last = found.merges[done - 1],
-      bytes = new TextEncoder().encode(text.value).length;
-    said.say(
-      (last
-        ? `Merge ${done}: ${both(last)} occurs ${times(last.count)} and becomes token ${255 + done}. `
-        : "") + `The text has ${bytes} bytes and is ${ids.length} tokens.`,
-    );
-    next.element.textContent = found.next
-      ? `Most frequent now: ${both(found.next)}, ${times(found.next.count)}.`
+    const { merges, words, next: coming } = learn(text.value, wanted);
+    done = merges.length;
+    const tokens = tokensOf(merges),
+      newest = done ? 255 + done : null;
+    const name = (id) => spell(tokens[id]);
+    const both = ({ pair: [a, b], count }) => [
+      `${name(a)} + ${name(b)}`,
+      times(count),
+    ];
+
+    const bytes = new TextEncoder().encode(text.value).length;
+    const size = `The text has ${bytes} bytes and is ${words.flat().length} tokens.`;
+    if (done) {
+      const [pair, often] = both(merges[done - 1]);
+      said.say(
+        `Merge ${done}: ${pair} occurs ${often} and becomes token ${newest}. ${size}`,
+      );
+    } else said.say(size);
+    next.textContent = coming
+      ? `Most frequent now: ${both(coming).join(", ")}.`
       : "No pair occurs twice, so nothing is left to merge.";
-    tokenList.replaceChildren(
-      ...found.words.flatMap((word) =>
-        word.map((id, i) =>
-          make(
-            "li",
-            {
-              class: `${i < word.length - 1 ? "" : "last "}${last && id === 255 + done ? "new" : ""}`,
-            },
-            name(id),
-          ),
-        ),
-      ),
-    );
-    mergeList.replaceChildren(
-      ...found.merges.map((merge, i) =>
-        make("li", {}, make("small", {}, `${256 + i} `), name(256 + i)),
-      ),
-    );
-    for (const key of [back, start]) enable(key, done > 0);
-    for (const key of [forth, rest]) enable(key, Boolean(found.next));
+
+    const chip = (id, i, word) => {
+      const kinds = [id === newest && "new", i === word.length - 1 && "last"];
+      return make("li", { class: kinds.filter(Boolean).join(" ") }, name(id));
+    };
+    const made = (id) => make("li", {}, make("small", {}, `${id} `), name(id));
+    tokenList.replaceChildren(...words.flatMap((word) => word.map(chip)));
+    mergeList.replaceChildren(...merges.map((_, i) => made(256 + i)));
+    head.textContent = done ? "Merges so far" : "Merges so far: none";
+    for (const key of [back, first]) enable(key, done > 0);
+    for (const key of [forth, rest]) enable(key, coming !== null);
   }
 
-  next.element.removeAttribute("role");
-  panel.append(
-    text.element,
-    row(forth, back, rest, start),
-    said.element,
-    next.element,
-    tokenList,
-    make("p", { class: "explorer-head" }, "Merges so far"),
-    mergeList,
-  );
+  panel.append(text.element, row(forth, back, rest, first), said.element, next);
+  panel.append(tokenList, head, mergeList);
   show(0);
 });

@@ -18,7 +18,7 @@ import {
 export const cacheBytes = ({ layers, width, context, batch, each }) =>
   2 * layers * width * context * batch * each;
 
-/** Count the bytes of the blocks' matrices: four for attention, two of fourfold size. */
+/** Count the bytes of the blocks' matrices: four for attention, two as large as four. */
 export const weightBytes = ({ layers, width, each }) =>
   12 * layers * width * width * each;
 
@@ -31,29 +31,30 @@ const MODELS = {
 };
 
 const TOKENS = steps(4, 17).map((power) => 2 ** power);
+const MARKS = [
+  [16, "16"],
+  [128, "128"],
+  [1024, "1k"],
+  [8192, "8k"],
+  [131072, "128k"],
+];
 const SIZES = [
   [1e3, "1 KB"],
   [1e6, "1 MB"],
   [1e9, "1 GB"],
   [1e12, "1 TB"],
+  [1e15, "1 PB"],
+  [1e18, "1 EB"],
+];
+const KINDS = [
+  ["4", "4 (float32)"],
+  ["2", "2 (bfloat16)"],
+  ["1", "1 (int8)"],
 ];
 
 explorer("cache", (panel) => {
-  const changed = () => {
-    tell();
-    curve.redraw();
-  };
-  const model = choice(
-    {
-      label: "Model",
-      value: "124M",
-      options: Object.entries(MODELS).map(([name, { words }]) => [name, words]),
-    },
-    () => {
-      take();
-      changed();
-    },
-  );
+  const names = Object.entries(MODELS).map(([name, { words }]) => [name, words]);
+  const model = choice({ label: "Model", value: "124M", options: names }, take);
   const layers = slider({ label: "Layers", values: steps(1, 128) }, changed);
   const heads = slider({ label: "Heads", values: steps(1, 128) }, changed);
   const per = slider(
@@ -65,93 +66,66 @@ explorer("cache", (panel) => {
     changed,
   );
   const batch = slider(
-    {
-      label: "Texts at a time",
-      values: steps(0, 10).map((power) => 2 ** power),
-      show: grouped,
-    },
+    { label: "Texts at a time", values: [1, 2, 4, 8, 16, 32, 64, 128, 256] },
     changed,
   );
-  const each = choice(
-    {
-      label: "Bytes per number",
-      value: "4",
-      options: [
-        ["4", "4 (float32)"],
-        ["2", "2 (bfloat16)"],
-        ["1", "1 (int8)"],
-      ],
-    },
-    changed,
-  );
-  const says = status();
+  const each = choice({ label: "Bytes per number", options: KINDS }, changed);
+  const says = status(),
+    curve = picture(paint);
 
-  const take = () => {
-    const {
-      layers: deep,
-      heads: many,
-      per: wide,
-      context: long,
-    } = MODELS[model.value];
-    [layers.value, heads.value, per.value, context.value] = [deep, many, wide, long];
-  };
-  const sizes = () => ({
-    layers: layers.value,
-    width: heads.value * per.value,
-    context: context.value,
-    batch: batch.value,
-    each: Number(each.value),
-  });
-  function tell() {
+  function take() {
+    const sizes = MODELS[model.value];
+    for (const [name, control] of Object.entries({ layers, heads, per, context }))
+      control.value = sizes[name];
+    changed();
+  }
+  function sizes(others = {}) {
+    const width = heads.value * per.value;
+    const now = {
+      layers: layers.value,
+      width,
+      context: context.value,
+      batch: batch.value,
+    };
+    return { ...now, each: Number(each.value), ...others };
+  }
+  function changed() {
     const now = sizes(),
-      whole = cacheBytes(now);
+      whole = cacheBytes(now),
+      token = cacheBytes(sizes({ context: 1, batch: 1 }));
     says.say(
       `${heads.value} heads of ${per.value} make a width of ${grouped(now.width)}. ` +
-        `A token takes ${grouped(cacheBytes({ ...now, context: 1, batch: 1 }))} bytes, ` +
-        `the cache ${grouped(whole)} bytes (${bytes(whole)}), the blocks' weights ${bytes(weightBytes(now))}.`,
+        `A token takes ${grouped(token)} bytes, the cache ${grouped(whole)} bytes (${bytes(whole)}), ` +
+        `the blocks' weights ${bytes(weightBytes(now))}.`,
     );
+    curve.redraw();
   }
-  const curve = picture((width) => {
+  function paint(width) {
     const now = sizes(),
-      points = TOKENS.map((tokens) => [
-        tokens,
-        cacheBytes({ ...now, context: tokens }),
-      ]);
-    const weights = weightBytes(now),
-      most =
-        10 **
-        (3 *
-          Math.ceil(
-            Math.log10(Math.max(1e9, weights, ...points.map((p) => p[1]))) / 3,
-          ));
+      whole = cacheBytes(now),
+      weights = weightBytes(now);
+    const points = TOKENS.map((context) => [
+      context,
+      cacheBytes(sizes({ context })),
+    ]);
+    const enough = SIZES.findIndex(
+      ([size]) => size >= Math.max(1e9, weights, points.at(-1)[1]),
+    );
+    const limit = {
+      points: TOKENS.map((tokens) => [tokens, weights]),
+      name: "weights",
+      kind: "other-line",
+    };
     return chart(width, {
-      x: axis(
-        "tokens of context",
-        TOKENS.filter((_, i) => i % 3 === 0 || i === 13)
-          .map((tokens) => [tokens, tokens < 1024 ? tokens : `${tokens / 1024}k`])
-          .filter((_, i, list) => i !== list.length - 2),
-        true,
-      ),
-      y: axis(
-        "memory",
-        [...SIZES, [1e15, "1 PB"], [1e18, "1 EB"]].filter(([size]) => size <= most),
-        true,
-      ),
-      lines: [
-        { points },
-        {
-          points: TOKENS.map((tokens) => [tokens, weights]),
-          name: "weights",
-          kind: "other-line",
-        },
-      ],
-      dot: [context.value, cacheBytes(now)],
+      x: axis("tokens of context", MARKS, true),
+      y: axis("memory", SIZES.slice(0, enough + 1), true),
+      lines: [{ points }, limit],
+      dot: [context.value, whole],
       words:
         `Memory of the cache against the tokens of context: ${bytes(points[0][1])} at ${TOKENS[0]} tokens, ` +
-        `${bytes(cacheBytes(now))} at ${grouped(context.value)}; the weights take ${bytes(weights)}.`,
+        `${bytes(whole)} at ${grouped(context.value)}; the weights take ${bytes(weights)}.`,
     });
-  });
-  take();
+  }
   panel.append(
     row(model, context),
     row(layers, heads, per),
@@ -159,5 +133,5 @@ explorer("cache", (panel) => {
     curve.element,
     says.element,
   );
-  tell();
+  take();
 });

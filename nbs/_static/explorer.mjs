@@ -225,7 +225,7 @@ export function picture(paint) {
 export const grouped = (number) =>
   number.toLocaleString("en-US", { maximumFractionDigits: 6 });
 
-/** Make an axis: `ticks` are [value, words] pairs, the first and the last are its ends. */
+/** Make an axis from [value, words] pairs; the first and the last are its ends. */
 export function axis(label, ticks, log = false) {
   const bend = log ? Math.log : Number;
   const [from, to] = [ticks[0][0], ticks[ticks.length - 1][0]].map(bend);
@@ -284,7 +284,7 @@ export function chart(width, { x, y, lines, dot, words }) {
   return { height, parts, words };
 }
 
-/** Write a number of bytes with three digits and a decimal unit: 75497472 → 75.5 MB. */
+/** Write bytes with three digits and a decimal unit: 75497472 → 75.5 MB. */
 export function bytes(number) {
   const units = ["bytes", "KB", "MB", "GB", "TB", "PB"];
   const power = Math.min(

@@ -13,7 +13,7 @@ import {
   status,
 } from "./explorer.mjs";
 
-/** Sizes: [width, layers, vocabulary, context, whether queries, keys, values have a bias]. */
+/** Sizes: [width, layers, vocabulary, context, bias of queries, keys and values]. */
 export const MODELS = {
   "124M": [768, 12, 50257, 1024, true],
   "355M": [1024, 24, 50257, 1024, true],
@@ -67,71 +67,56 @@ export function frozen(model) {
 }
 
 const RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256];
-const million = (number) =>
-  number >= 1e6
-    ? `${grouped(Number((number / 1e6).toPrecision(4)))} million`
-    : grouped(number);
+const TICKS = [
+  [1e3, "1,000"],
+  [1e5, "100,000"],
+  [1e7, "10M"],
+  [1e9, "1,000M"],
+  [2e9, ""],
+];
 
 explorer("lora", (panel) => {
-  const changed = () => {
-    tell();
-    curve.redraw();
-  };
+  const kinds = Object.keys(CHOICES).map((name) => [name, name]);
   const model = choice({ label: "Model", options: Object.entries(NAMES) }, changed);
-  const which = choice(
-    {
-      label: "Layers with LoRA",
-      options: Object.keys(CHOICES).map((name) => [name, name]),
-    },
-    changed,
-  );
+  const which = choice({ label: "Layers with LoRA", options: kinds }, changed);
   const rank = slider({ label: "Rank", values: RANKS, value: 16 }, changed);
-  const says = status();
+  const says = status(),
+    curve = picture(paint);
+  const train = (r) => trained(model.value, r, which.value);
 
-  function tell() {
-    const count = trained(model.value, rank.value, which.value),
-      share = (100 * count) / frozen(model.value);
-    says.say(
-      `Rank ${rank.value} trains ${grouped(count)} numbers beside ${grouped(frozen(model.value))} that stay, ` +
-        `${Number(share.toPrecision(3))} %. A file of them has ${bytes(4 * count)}; training holds ${bytes(
-          16 * count,
-        )} for them, and would hold ${bytes(16 * frozen(model.value))} for all weights.`,
-    );
-  }
-  const curve = picture((width) => {
-    const points = RANKS.map((r) => [r, trained(model.value, r, which.value)]),
+  function changed() {
+    const count = train(rank.value),
       whole = frozen(model.value);
+    const share = Number(((100 * count) / whole).toPrecision(3));
+    says.say(
+      `Rank ${rank.value} trains ${grouped(count)} numbers beside ${grouped(whole)} that stay, ${share} %. ` +
+        `A file of them has ${bytes(4 * count)}. Training needs ${bytes(16 * count)} for them; ` +
+        `for all weights it would need ${bytes(16 * whole)}.`,
+    );
+    curve.redraw();
+  }
+  function paint(width) {
+    const points = RANKS.map((r) => [r, train(r)]),
+      whole = frozen(model.value);
+    const limit = {
+      points: RANKS.map((r) => [r, whole]),
+      name: "all weights",
+      kind: "other-line",
+    };
     return chart(width, {
       x: axis(
         "rank",
         RANKS.map((r) => [r, r]),
         true,
       ),
-      y: axis(
-        "numbers that train",
-        [
-          [1e3, "1,000"],
-          [1e5, "100,000"],
-          [1e7, "10 mill."],
-          [1e9, "1 bill."],
-          [2e9, ""],
-        ],
-        true,
-      ),
-      lines: [
-        { points },
-        {
-          points: RANKS.map((r) => [r, whole]),
-          name: "all weights",
-          kind: "other-line",
-        },
-      ],
-      dot: [rank.value, trained(model.value, rank.value, which.value)],
+      y: axis("numbers that train", TICKS, true),
+      lines: [{ points }, limit],
+      dot: [rank.value, train(rank.value)],
       words:
         `Numbers that train against the rank, for ${NAMES[model.value]}, layers: ${which.value}. ` +
-        `From ${million(points[0][1])} at rank 1 to ${million(points[8][1])} at rank 256; the model has ${million(whole)}.`,
+        `${grouped(train(1))} at rank 1, ${grouped(train(256))} at rank 256; the model has ${grouped(whole)}.`,
     });
-  });
+  }
   panel.append(row(model, which, rank), curve.element, says.element);
-  tell();
+  changed();
 });

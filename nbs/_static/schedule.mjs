@@ -4,7 +4,6 @@ import {
   axis,
   chart,
   explorer,
-  grouped,
   picture,
   row,
   slider,
@@ -25,101 +24,87 @@ export function warmupCosine(step, total, warmup, start, end) {
 }
 
 const RATES = [
-  1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 8e-4, 1e-3, 2e-3, 3e-3,
-  5e-3, 1e-2,
-];
-const short = (number) =>
-  number === 0 ? "0" : Number(number.toPrecision(3)).toString();
+  1, 3, 10, 30, 100, 200, 300, 400, 500, 600, 800, 1000, 2000, 3000, 5000, 10000,
+].map((rate) => rate / 1e6);
+const short = (number) => Number(number.toPrecision(3)).toString();
+const rates = (label, value) => ({
+  label,
+  value,
+  values: [0, ...RATES],
+  show: short,
+});
 
 explorer("schedule", (panel) => {
-  const changed = () => {
-    at.input.max = total.value - 1;
-    at.value = step();
-    tell();
-    curve.redraw();
+  const share = {
+    label: "Warm-up, share",
+    values: steps(0, 60),
+    value: 20,
+    show: (n) => `${n} %`,
   };
   const total = slider(
-    { label: "Steps", values: steps(10, 500, 10), value: 240, show: grouped },
+    { label: "Steps", values: steps(10, 500, 10), value: 240 },
     changed,
   );
-  const warmup = slider(
-    {
-      label: "Warm-up, share",
-      values: steps(0, 60, 1),
-      value: 20,
-      show: (n) => `${n} %`,
-    },
-    changed,
-  );
+  const warmup = slider(share, changed);
   const peak = slider(
     { label: "Peak rate", values: RATES, value: 1e-3, show: short },
     changed,
   );
-  const initial = slider(
-    { label: "Initial rate", values: [0, ...RATES], value: 3e-5, show: short },
-    changed,
-  );
-  const minimum = slider(
-    { label: "Minimum rate", values: [0, ...RATES], value: 1e-6, show: short },
-    changed,
-  );
+  const initial = slider(rates("Initial rate", 3e-5), changed);
+  const minimum = slider(rates("Minimum rate", 1e-6), changed);
   const at = slider(
-    {
-      label: "Look at step",
-      values: steps(0, 499),
-      value: 100,
-      show: (n) => grouped(n),
-    },
+    { label: "Look at step", values: steps(0, 499), value: 100 },
     changed,
   );
-  const says = status();
+  const says = status(),
+    curve = picture(paint);
 
-  const step = () => Math.min(at.value, total.value - 1);
-  const rate = (k) =>
-    peak.value *
-    warmupCosine(
-      k,
-      total.value,
-      warmup.value / 100,
-      initial.value / peak.value,
-      minimum.value / peak.value,
+  const last = () => total.value - 1;
+  const rate = (step) => {
+    const start = initial.value / peak.value,
+      end = minimum.value / peak.value;
+    return (
+      peak.value * warmupCosine(step, total.value, warmup.value / 100, start, end)
     );
-  function tell() {
+  };
+  function changed() {
+    at.input.max = last();
+    at.value = Math.min(at.value, last());
     const rise = round((warmup.value / 100) * total.value);
+    const way =
+      at.value < rise
+        ? `rising, until ${rise} steps are done`
+        : "falling along the cosine";
     says.say(
-      `Step ${step()} of 0 to ${total.value - 1}: rate ${short(rate(step()))}, ${
-        step() < rise
-          ? `rising, until ${rise} steps are done`
-          : "falling along the cosine"
-      }.`,
+      `Step ${at.value} of 0 to ${last()}: rate ${short(rate(at.value))}, ${way}.`,
     );
+    curve.redraw();
   }
-  const curve = picture((width) => {
-    const points = steps(0, total.value - 1).map((k) => [k, rate(k)]);
+  function paint(width) {
+    const points = steps(0, last()).map((step) => [step, rate(step)]);
     const most = Math.max(...points.map(([, value]) => value));
+    const [begins, peaks, ends] = [rate(0), most, rate(last())].map(short);
     return chart(width, {
       x: axis(
         "step",
-        [0, 0.5, 1]
-          .map((share) => Math.round(share * (total.value - 1)))
-          .map((k) => [k, k]),
+        [0, Math.round(last() / 2), last()].map((step) => [step, step]),
       ),
       y: axis(
         "learning rate",
         [0, most / 2, most].map((value) => [value, short(value)]),
       ),
       lines: [{ points }],
-      dot: [step(), rate(step())],
+      dot: [at.value, rate(at.value)],
       words:
-        `The learning rate over ${total.value} steps: it begins at ${short(rate(0))}, is at most ${short(most)}` +
-        ` and ends at ${short(rate(total.value - 1))}.`,
+        `The learning rate over ${total.value} steps: ` +
+        `it begins at ${begins}, is at most ${peaks} and ends at ${ends}.`,
     });
-  });
+  }
   panel.append(
     row(total, warmup, at),
     row(peak, initial, minimum),
     curve.element,
     says.element,
   );
-  tell();
+  changed();
 });
