@@ -76,7 +76,8 @@ def program(installed, *args):
     "Give the command line of the installed program."
     scripts = [path for path in (installed / "bin").iterdir() if path.stem == "llm-literate"]
     assert scripts, f"{sorted(path.name for path in installed.iterdir())}: no program llm-literate was installed"
-    return [sys.executable, scripts[0], *args]
+    start = [] if scripts[0].suffix == ".exe" else [sys.executable]
+    return [*start, scripts[0], *args]
 
 
 def test_everything_that_belongs_in_is_in(names):

@@ -80,8 +80,10 @@ def test_tests_left_out_on_other_systems_exist(lines):
 def test_scripts_that_workflows_call_exist(lines):
     found = [(path, name) for path in WORKFLOWS
              for name in re.findall(r"python (tests/\S+\.py)", path.read_text(encoding="utf-8"))]
-    assert any(name == "tests/check_links.py" for _, name in found), \
-        ".github/workflows/nightly.yml: must run tests/check_links.py, so that dead links are told"
+    for needed, why in (("tests/check_links.py", "dead links are told"),
+                        ("tests/run_pages.py", "a page that fails elsewhere is told")):
+        assert any(name == needed for _, name in found), \
+            f".github/workflows/nightly.yml: must run {needed}, so that {why}"
     lines(f"{told(path)}: calls {name}, which is not there; take it out or write it"
           for path, name in found if not (ROOT / name).exists())
 
@@ -108,3 +110,14 @@ def test_binder_takes_the_pinned_cpu_build():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert re.search(r"^torch==\d+\.\d+\.\d+$", pins, re.M), \
         "constraints.txt: torch is pinned without a build name (+cpu), so that every index can serve it"
+
+
+def test_every_place_runs_its_pages_every_night():
+    import run_pages
+
+    text = (ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"- place: (\w+)", text)) == set(run_pages.PLACES), \
+        ".github/workflows/nightly.yml: the job `pages` must name each place of tests/run_pages.py"
+    wanted = (ROOT / ".binder" / "runtime.txt").read_text(encoding="utf-8").strip().removeprefix("python-")
+    assert re.search(rf'- place: binder\s+python: "{re.escape(wanted)}"', text), \
+        f".github/workflows/nightly.yml: the job `pages` must take Python {wanted} for binder, as .binder does"
