@@ -26,8 +26,8 @@ def script_blocks(
             found.append((first[1], fence[2][first.end() :].strip("\n")))
     return found
 
-# %% ../nbs/Zg_explorers.ipynb #ecd5438c
-MEND = "python -m llm_literate.scripts"
+# %% ../nbs/Zg_explorers.ipynb #bb43f1a4
+MEND = "make export"
 _HEAD = f"// Generated from {{page}}; change it there, then: {MEND}"
 
 

@@ -478,7 +478,7 @@ def test_cache_answers_by_keyboard(page):
     big = CONFIGS["1558M"]
     size = 2 * big.n_layers * big.emb_dim * big.context_length * 8 * 2
     assert f"{big.n_heads} heads of {big.emb_dim // big.n_heads} make a width of {big.emb_dim:,}" in figure.says
-    assert f"the cache {size:,} bytes" in figure.says and "4.92 GB at 1,024" not in figure.words
+    assert f"the cache {size:,} bytes" in figure.says and f"{size / 1e9:.2f} GB at 1,024" in figure.words
     figure.reach("Layers").press("Home")
     figure.reach("Heads").press("Home")
     figure.reach("Numbers per head").press("Home")
@@ -487,7 +487,8 @@ def test_cache_answers_by_keyboard(page):
     assert f"the cache {2 * 16 * 16 * 2:,} bytes" in figure.says
     for label in ("Tokens of context", "Layers", "Heads", "Numbers per head", "Texts at a time"):
         figure.reach(label).press("End")
-    assert f"the cache {2 * 128 * (128 * 256) * 2**17 * 256 * 2:,} bytes" in figure.says and "PB" in figure.words
+    figure.reach("Bytes per number").press("Home")
+    assert f"the cache {2 * 128 * (128 * 256) * 2**17 * 256 * 4:,} bytes" in figure.says and "PB" in figure.words
 
 
 def test_models_of_the_cache_are_those_of_the_library(page):
@@ -523,6 +524,8 @@ def test_a_drawing_steps_aside_only_for_a_figure_that_answers(browser, home, pla
         page.goto(f"{home}nbs/figures.html")
         page.wait_for_function("n => document.querySelectorAll('[data-ready]').length === n", arg=len(NAMES))
         assert page.locator(drawings).count() == 0 and page.locator(".explorer-still").count() == 0
+        page.emulate_media(media="print")  # on paper nothing answers
+        assert page.locator(drawings).count() == 3
     for address in (f"{home}nbs/figures.html", (place / "nbs" / "figures.html").as_uri()):
         with browser.new_context(viewport=checks.PHONE, java_script_enabled=address.startswith("file")) as context:
             page = context.new_page()  # no scripts, then a file, from which no modules are loaded

@@ -1,4 +1,4 @@
-// Generated from nbs/Zg_explorers.ipynb; change it there, then: python -m llm_literate.scripts
+// Generated from nbs/Zg_explorers.ipynb; change it there, then: make export
 
 import {
   axis,

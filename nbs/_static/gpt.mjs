@@ -1,4 +1,4 @@
-// Generated from nbs/05e_javascript.ipynb; change it there, then: python -m llm_literate.scripts
+// Generated from nbs/05e_javascript.ipynb; change it there, then: make export
 
 const HALVES = Float32Array.from({ length: 65536 }, (_, bits) => {
   const sign = bits >> 15 ? -1 : 1, fraction = bits & 1023;

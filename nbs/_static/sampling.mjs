@@ -1,4 +1,4 @@
-// Generated from nbs/05e_javascript.ipynb; change it there, then: python -m llm_literate.scripts
+// Generated from nbs/05e_javascript.ipynb; change it there, then: make export
 
 import { draw, explorer, field, grouped, picture, row, status } from "./explorer.mjs";
 import { choiceSliders } from "./choice_sliders.mjs";

@@ -1,4 +1,4 @@
-// Generated from nbs/05e_javascript.ipynb; change it there, then: python -m llm_literate.scripts
+// Generated from nbs/05e_javascript.ipynb; change it there, then: make export
 
 import { softmax } from "./gpt.mjs";
 
