@@ -186,7 +186,7 @@ def print_pdf(
     if not pdf.exists():
         raise RuntimeError(f"{browser} wrote no PDF: {done.stderr.strip()[-300:]}")
 
-# %% ../nbs/Zj_printing.ipynb #247696dd
+# %% ../nbs/Zj_printing.ipynb #0ed0c4d9
 def page_numbers(
     pdf: Path,  # the book as printed
     pages: list[str],  # its pages
@@ -214,9 +214,10 @@ def finish(
     for caption, pages in parts:
         above = None
         for page in pages:
+            start = numbers[page] - 1
             if caption and above is None:
-                above = writer.add_outline_item(caption, numbers[page] - 1)
-            writer.add_outline_item(articles[page][0], numbers[page] - 1, parent=above)
+                above = writer.add_outline_item(title=caption, page_number=start)
+            writer.add_outline_item(title=articles[page][0], page_number=start, parent=above)
     writer.add_metadata({"/Title": front["title"], "/Subject": front["subtitle"]})
     writer.page_mode = "/UseOutlines"
     writer.write(pdf)

@@ -69,10 +69,10 @@ def times_line(
         return f"{line}, {so_many(round(seconds), 'second')} to run."
     return f"{line}, {so_many(round(seconds / 60), 'minute')} to run."
 
-# %% ../nbs/Zh_reading.ipynb #2a40ae8b
+# %% ../nbs/Zh_reading.ipynb #a3db6e23
 STEPS = {
-    "02": 1, "03": 2, "04": 3, "05a_": 4, "05c1": 4, "05a1": 5, "05a3": 5, "D": 5,
-    "05a0": 6, "05b": 6, "05c_": 7, "05d": 7, "05e": 7, "06": 8, "E": 8, "07": 9,
+    "01": 0, "02": 1, "03": 2, "04": 3, "05a_": 4, "05c1": 4, "05a1": 5, "05a3": 5,
+    "D": 5, "05a0": 6, "05b": 6, "05c_": 7, "05d": 7, "05e": 7, "06": 8, "E": 8, "07": 9,
 }  # beginning of a page's name → step of the roadmap
 HOMES = (
     "02a0_words", "03a_self_attention", "04a_building_blocks", "05a_pretraining",
@@ -83,13 +83,13 @@ HOMES = (
 
 def step_of(
     page: str,  # "nbs/02a_tokenizer"
-) -> int:  # 1 to 9, or 0
+) -> int | None:  # 1 to 9; 0 before the first; None outside the way
     "Tell to which step of the roadmap a page belongs (book 1.7)."
     name = page.rpartition("/")[2]
     fitting = [start for start in STEPS if name.startswith(start)]
-    return STEPS[max(fitting, key=len)] if fitting else 0
+    return STEPS[max(fitting, key=len)] if fitting else None
 
-# %% ../nbs/Zh_reading.ipynb #79bc0a7f
+# %% ../nbs/Zh_reading.ipynb #d06a4baf
 def way_html(
     page: str,  # "nbs/02a_tokenizer"
 ) -> str:  # a <nav>, or nothing for a page outside the way
@@ -97,7 +97,7 @@ def way_html(
     from llm_literate.figures import STAGES
 
     here = step_of(page)
-    if not here:
+    if here is None:
         return ""
     items, step = [], 0
     for stage, (_, _, _, names) in enumerate(STAGES, start=1):
@@ -129,23 +129,26 @@ def read_glossary(
             terms[term].append((name, not lang))
     return terms
 
-# %% ../nbs/Zh_reading.ipynb #ce5175ff
+# %% ../nbs/Zh_reading.ipynb #3d90bcc6
 _LETTERS = "aăâbcdđeêfghijklmnoôơpqrstuưvwxyz"
 _TONES = "\u0300\u0309\u0303\u0301\u0323"  # huyền, hỏi, ngã, sắc, nặng
 
 
 def vietnamese_order(
     name: str,  # a Vietnamese word or several
-) -> tuple:  # a key to sort by: letters first, then tones
+) -> list[tuple]:  # a key to sort by: syllable by syllable, letters before tones
     "Give the place of a name in a Vietnamese dictionary (this page)."
-    letters, tones = [], []
-    for letter in unicodedata.normalize("NFC", name.lower()):
-        parts = unicodedata.normalize("NFD", letter)
-        tone = next((mark for mark in parts if mark in _TONES), "")
-        plain = unicodedata.normalize("NFC", parts.replace(tone, "") if tone else parts)
-        letters.append(_LETTERS.find(plain))
-        tones.append(_TONES.find(tone) + 1 if tone else 0)
-    return letters, tones
+    key = []
+    for syllable in unicodedata.normalize("NFC", name.lower()).split():
+        letters, tones = [], []
+        for letter in syllable:
+            parts = unicodedata.normalize("NFD", letter)
+            tone = next((mark for mark in parts if mark in _TONES), "")
+            plain = parts.replace(tone, "") if tone else parts
+            letters.append(_LETTERS.find(unicodedata.normalize("NFC", plain)))
+            tones.append(_TONES.find(tone) + 1 if tone else 0)
+        key.append((letters, tones))
+    return key
 
 
 def plain_letters(
