@@ -160,17 +160,23 @@ def recalls(
             told.setdefault(start + last, str(slots["h"]))
     return list(told.items())
 
-# %% ../nbs/02b_small_world.ipynb #658dfd09
+# %% ../nbs/02b_small_world.ipynb #94196b2a
 def _say(rng: random.Random, name: str, slots: dict, **more) -> str:
     "Say one of the things under a name."
     return tell(rng, pick(rng, _TALK[name]), slots | more)
+
+
+def _claim(rng: random.Random, fact: Fact, value: Word) -> str:
+    "Say that a fact holds with this value."
+    return tell(rng, _SAID[fact.kind][0], {"s": fact.subject, "v": value})
 
 
 def _advice(rng, slots, spam):
     "Tell to do one thing and not another; spam wants the foolish one."
     foolish, wise = _say(rng, "risky", slots), _say(rng, "safe", slots)
     one, two = (wise, foolish) if spam else (foolish, wise)
-    return _say(rng, "advice", slots, one=one, two=two)
+    core = _say(rng, "advice", slots, one=one, two=two)
+    return core, f"So I should {two}."
 
 
 def _hearsay(rng, slots, spam):
@@ -178,7 +184,8 @@ def _hearsay(rng, slots, spam):
     foolish = rng.random() < 0.5
     one = _say(rng, "risky" if foolish else "safe", slots)
     verdict = "right" if foolish == spam else "wrong"
-    return f"{_say(rng, 'hearsay', slots, one=one)} {_say(rng, verdict, slots)}"
+    core = f"{_say(rng, 'hearsay', slots, one=one)} {_say(rng, verdict, slots)}"
+    return core, f"So I should {'' if verdict == 'right' else 'not '}{one}."
 
 
 _HAM_PRIZES = ["I pay you", "g pay you", "you pay I", "I pay I", "you pay g",
@@ -191,14 +198,19 @@ def _prize(rng, slots, spam):
     has = {"you": "you have", "I": "I have", "g": f"{slots['g']} has"}
     has = {who: Word(text) for who, text in has.items()}
     won = _say(rng, "won", slots, has=has[winner], Has=has[winner].cap)
-    return f"{won} {_say(rng, verb, slots, has=has[payer], Has=has[payer].cap)}"
+    cost = _say(rng, verb, slots, has=has[payer], Has=has[payer].cap)
+    seen = {"you": "I", "I": "the writer", "g": slots["g"]}  # by the reader
+    due = "paid" if verb == "paid" else "must pay"
+    return f"{won} {cost}", Word(f"{seen[winner]} won and {seen[payer]} {due}.").cap
 
-# %% ../nbs/02b_small_world.ipynb #fddda62d
+# %% ../nbs/02b_small_world.ipynb #04290a59
 def _sender(rng, slots, spam):
     "Say who writes, ask for something and sign; spam signs with another name."
     f, g = slots["f"], slots["g"]
     asked = f"{_say(rng, 'name', slots)} {_say(rng, 'ask', slots)}"
-    return f"{asked} {_say(rng, 'sign', slots, who=g if spam else f)}"
+    who = g if spam else f
+    core = f"{asked} {_say(rng, 'sign', slots, who=who)}"
+    return core, f"It begins with {f} and ends with {who}."
 
 
 def _deal(rng, slots, spam):
@@ -206,19 +218,23 @@ def _deal(rng, slots, spam):
     again = {"n": slots["k"], "it": slots["t"]}
     if spam:
         again |= pick(rng, [{"n": slots["j"]}, {"it": slots["u"]}])
-    return f"{_say(rng, 'offer', slots)} {_say(rng, 'again', slots, **again)}"
+    core = f"{_say(rng, 'offer', slots)} {_say(rng, 'again', slots, **again)}"
+    first, then = f"{slots['k']} coins and the {slots['t']}", "{n} coins and the {it}"
+    return core, f"First it was {first}, then {then.format(**again)}."
 
-# %% ../nbs/02b_small_world.ipynb #7a48d00a
+# %% ../nbs/02b_small_world.ipynb #d4d99b98
 def _goods(rng, slots, spam):
     "Offer or show something; in spam it is not what the world knows it to be."
     fact = pick(rng, _OFFERS[slots["f"].split])
     value = untrue(rng, fact) if spam else fact.value
-    return _say(rng, fact.kind, slots, s=fact.subject, v=value)
+    core = _say(rng, fact.kind, slots, s=fact.subject, v=value)
+    return core, f"Everybody knows it: {_claim(rng, fact, fact.value)}"
 
 
 def _plain(rng, slots, spam):
     "Just talk, or shout."
-    return _say(rng, "spam" if spam else "ham", slots)
+    seen = "It shouts at everybody." if spam else "It tells me some news."
+    return _say(rng, "spam" if spam else "ham", slots), seen
 
 
 _SPLITS = ("train", "val", "test")
@@ -232,7 +248,25 @@ _CORES = {"plain": _plain, "advice": _advice, "hearsay": _hearsay, "prize": _pri
 _MIX = (["plain"] * 10 + ["advice"] * 8 + ["hearsay"] * 5 + ["prize"] * 6
         + ["sender"] * 5 + ["deal"] * 5 + ["goods"])
 
-# %% ../nbs/02b_small_world.ipynb #3d730cd5
+# %% ../nbs/02b_small_world.ipynb #3133fb98
+def _message(rng: random.Random, split: str, spam: float) -> dict[str, str]:
+    "Draw a message, with its label and kind, and what its reader sees in it."
+    while True:
+        label, kind = "spam" if rng.random() < spam else "ham", pick(rng, _MIX)
+        slots = _setting(rng, _CAST[split])
+        core, seen = _CORES[kind](rng, slots, label == "spam")
+        if split_of(core) == split:
+            break
+    idle = draw(rng, _TALK["idle"], pick(rng, [0, 0, 1, 1, 2]))
+    idle = [tell(rng, sentence, slots) for sentence in idle]
+    signed = kind == "sender"  # nothing comes behind a signature
+    i = len(idle) if signed else int(rng.random() * (len(idle) + 1))
+    close = "" if signed else _say(rng, "close", slots)
+    parts = [_say(rng, "greet", slots), *idle[:i], core, *idle[i:], close]
+    text = " ".join(filter(None, parts))
+    return {"text": text, "label": label, "kind": kind, "seen": seen}
+
+
 def messages(
     n: int = 1000,  # how many
     seed: int | str = 0,  # the same seed gives the same messages
@@ -246,19 +280,9 @@ def messages(
     _check(n, split)
     rng, written = random.Random(f"messages {split} {seed}"), {}
     while len(written) < n:
-        label, kind = "spam" if rng.random() < spam else "ham", pick(rng, _MIX)
-        slots = _setting(rng, _CAST[split])
-        core = _CORES[kind](rng, slots, label == "spam")
-        if split_of(core) != split:
-            continue
-        idle = draw(rng, _TALK["idle"], pick(rng, [0, 0, 1, 1, 2]))
-        idle = [tell(rng, sentence, slots) for sentence in idle]
-        signed = kind == "sender"  # nothing comes behind a signature
-        i = len(idle) if signed else int(rng.random() * (len(idle) + 1))
-        close = "" if signed else _say(rng, "close", slots)
-        parts = [_say(rng, "greet", slots), *idle[:i], core, *idle[i:], close]
-        text = " ".join(filter(None, parts))
-        written.setdefault(text, {"text": text, "label": label, "kind": kind})
+        message = _message(rng, split, spam)
+        del message["seen"]  # that would tell
+        written.setdefault(message["text"], message)
     return list(written.values())
 
 # %% ../nbs/02b_small_world.ipynb #c3d642ae
@@ -290,7 +314,7 @@ def _sentence(rng: random.Random, split: str, people: list):
                 what2=what2, where2=where2, past2=f"{other} {did2} {what2} {where2}.",
                 renamed=f"{other} {did} {what} {where}.")
 
-# %% ../nbs/02b_small_world.ipynb #28641cb1
+# %% ../nbs/02b_small_world.ipynb #0f6f4e1b
 def _request(rng: random.Random, split: str, people: list):
     "Draw a command and the polite question for it."
     while True:
@@ -307,11 +331,6 @@ def _numbers(rng: random.Random, split: str, most: int):
         less, more = min(a, b), max(a, b)
         if a != b and split_of(f"{less} and {more} up to {most}") == split:
             return dict(n1=a, n2=b, sum=a + b, more=more, less=less)
-
-
-def _claim(rng: random.Random, fact: Fact, value: Word) -> str:
-    "Say that a fact holds with this value."
-    return tell(rng, _SAID[fact.kind][0], {"s": fact.subject, "v": value})
 
 # %% ../nbs/02b_small_world.ipynb #b208db69
 _WORDS_OF = {split: [noun for noun in NOUNS if split_of(f"word {noun}") == split]
@@ -412,7 +431,16 @@ def _lesson(rng: random.Random, split: str) -> str:
         done.append(tell(rng, pick(rng, _LESSONS[kind]), slots))
     return "\n".join(done)
 
-# %% ../nbs/02b_small_world.ipynb #31102a58
+# %% ../nbs/02b_small_world.ipynb #82e7a257
+def _talked_over(rng: random.Random, split: str) -> str:
+    "Show a message and what its reader said: what it comes to, and the verdict."
+    message = _message(rng, split, 0.5)
+    said = [message["seen"], _say(rng, f"{message['label']}_said", {})]
+    if rng.random() < 0.5:
+        said.reverse()
+    return f"{message['text']}\n{' '.join(said)}"
+
+# %% ../nbs/02b_small_world.ipynb #6ea3f621
 def _exam(entry: dict) -> str:
     "Write an instruction and its answer in the form that chapter 7 trains on."
     given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
@@ -423,7 +451,7 @@ def _exam(entry: dict) -> str:
 
 
 def corpus(
-    n_stories: int = 5000,  # how many stories; with all else, 900 bytes for each
+    n_stories: int = 5000,  # how many stories; with all else, 1,060 bytes for each
     seed: int | str = 0,  # the same seed gives the same text
     split: str = "train",  # "train", "val" or "test"
 ) -> str:  # documents, each ended by "<|endoftext|>"
@@ -436,7 +464,7 @@ def corpus(
     documents = stories(n_stories, seed, split)
     documents += [_knowledge(rng) for _ in range(n_stories)]
     documents += [_lesson(rng, split) for _ in range(n_stories // 3)]
-    documents += [m["text"] for m in messages(n_stories // 4, seed, split, spam=0.2)]
+    documents += [_talked_over(rng, split) for _ in range(n_stories // 2)]
     documents += [_exam(e) for e in instructions(n_stories // 4, seed, split)]
     place = [rng.random() for _ in documents]
     order = sorted(range(len(documents)), key=place.__getitem__)

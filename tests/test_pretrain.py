@@ -18,6 +18,7 @@ from llm_literate.pretrain import (
     Recipe,
     begin,
     main,
+    medley,
     mimetic_init,
     model_card,
     pretrain,
@@ -51,6 +52,31 @@ def test_repeats_repeat_and_count_from_the_second_round(seed, length, vocab_size
     assert len(ids) == len(targets) == length and length // 8 <= period < min(50, length // 2)
     assert (ids[period:] == ids[:-period]).all() and (targets[period:] == ids[period:]).all()
     assert ids.min() >= 0 and ids.max() < vocab_size
+
+
+@given(st.integers(0, 10**6), st.integers(16, 200))
+def test_a_medley_is_one_repeat_after_another(seed, length):
+    ids, targets = medley(np.random.default_rng(seed), length, 10**12)  # so large that no token comes twice by chance
+    assert len(ids) == len(targets) == length
+    first = targets == -100
+    assert (targets[~first] == ids[~first]).all() and len(np.unique(ids[first])) == first.sum()
+    starts = np.flatnonzero(first & ~np.roll(first, 1)) if length > 1 else [0]
+    for start, end in zip(starts, [*starts[1:], length], strict=True):
+        period = int(first[start:end].sum())
+        assert 4 <= period < 50 or end == length  # the last may be cut
+        assert (ids[start + period:end] == ids[start:end - period]).all()
+
+
+@pytest.mark.parametrize(("length", "least"), [(15, 0), (16, 8), (129, 50), (64, -1)])
+def test_windows_too_short_for_two_rounds_are_refused(length, least):
+    with pytest.raises(ValueError, match=f"{length} tokens with rounds of {least}"):
+        repeats(np.random.default_rng(0), length, 100, least)
+
+
+def test_short_rounds_come_after_the_school():
+    diet = Curriculum(np.zeros(400, np.uint16), 2**40, 128, 600, share=(1, 1), school=300)
+    rounds = [np.unique(inputs, return_counts=True)[1].max() for inputs, _ in diet]  # how often the same token comes
+    assert max(rounds[:300]) <= 129 // 16 + 1 < max(rounds[300:])
 
 
 @settings(max_examples=30)

@@ -194,7 +194,7 @@ def test_nothing_depends_on_hashes_or_the_version():
     assert digests == {DIGEST}
 
 
-DIGEST = "cb208bf45517ddbd8903e0f5d41efa1478817977c2d1c2ac27ba570df22ba885"
+DIGEST = "c9f2208cb31119b3c515c1fa5a18b4cb4a07f790e2bb51dd3f67d9784a432343"
 
 
 def test_it_is_fast():
@@ -287,6 +287,21 @@ def read(message):
 def test_whoever_reads_in_order_is_always_right(split):
     wrong = [m for m in messages(4000, 11, split) if read(m["text"]) != m["label"]]
     assert not wrong, wrong[:5]
+
+
+def test_what_is_said_of_a_message_in_the_pretraining_text_is_right():
+    "Each message there is followed by a verdict, which the reader above shares, and never by a label."
+    verdicts = {"Spam!": "spam", "No, I do not believe it.": "spam", "Lies!": "spam", "Away with it!": "spam",
+                "Not from a friend.": "spam", "Good!": "ham", "Yes, I believe it.": "ham", "True and honest.": "ham",
+                "Thanks for it!": "ham", "From a friend.": "ham"}
+    found = Counter()
+    for document in text().split("<|endoftext|>"):
+        message, _, said = document.partition("\n")
+        heard = [v for v in verdicts if said.startswith(f"{v} ") or said.endswith(f" {v}")]
+        if len(heard) == 1 and "\n" not in said:
+            assert read(message) == verdicts[heard[0]], document
+            found[verdicts[heard[0]]] += 1
+    assert set(found) == {"spam", "ham"} and all(1150 < n < 1350 for n in found.values()), found
 
 
 def test_messages_are_balanced_or_as_asked():
