@@ -61,14 +61,21 @@ def environment(folder: Path, *packages: str) -> tuple[Path, dict[str, str]]:
     return python, env
 
 
-class Binder:
-    "Execute pages in an environment that is made from .binder/ alone, from the last commit."
+def unpack(folder: Path) -> str:
+    "Write the last commit into a folder, and name it."
+    git = ["git", "-C", str(ROOT)]
+    archive = subprocess.run([*git, "archive", "HEAD"], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+    return commit.stdout.strip()
 
-    def __init__(self, folder: Path):
-        self.book = folder / "book"
-        archive = subprocess.run(["git", "-C", ROOT, "archive", "HEAD"], capture_output=True, check=True).stdout
-        with tarfile.open(fileobj=BytesIO(archive)) as files:
-            files.extractall(self.book, filter="data")
+
+class Binder:
+    "Execute pages in an environment that is made from .binder/ alone."
+
+    def __init__(self, folder: Path, book: Path):
+        self.book = book
         wanted = (self.book / ".binder" / "runtime.txt").read_text(encoding="utf-8").strip()
         if f"python-{platform.python_version()}.".find(f"{wanted}.") != 0:
             print(f"note: Binder takes {wanted}, this is Python {platform.python_version()}", flush=True)
@@ -85,10 +92,10 @@ class Binder:
 class Colab:
     "Execute pages alone; each installs the package that was built here."
 
-    def __init__(self, folder: Path):
-        call(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "dist", ROOT)
+    def __init__(self, folder: Path, book: Path):
+        call(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "dist", book)
         wheel = next((folder / "dist").glob("llm_literate-*.whl"))
-        self.folder = folder
+        self.folder, self.book = folder, book
         self.python, self.env = environment(folder, *ON_COLAB, "uv")
         call(self.python, "-m", "uv", "pip", "install", "--quiet", "--python", self.python,
              "--torch-backend=cpu", "torch", env=self.env)
@@ -100,7 +107,7 @@ class Colab:
         "Execute one page in an empty folder; the package is removed first."
         call(self.python, "-m", "pip", "uninstall", "--quiet", "--yes", "llm-literate", env=self.env)
         with tempfile.TemporaryDirectory(dir=self.folder) as content:
-            path = Path(shutil.copy(ROOT / "nbs" / f"{page}.ipynb", content))
+            path = Path(shutil.copy(self.book / "nbs" / f"{page}.ipynb", content))
             return run_page(path, [str(self.python), *KERNEL, COLAB_KERNEL], content, self.env)
 
 
@@ -122,10 +129,10 @@ def versions(python: Path) -> dict[str, str]:
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def all_pages() -> list[str]:
+def all_pages(book: Path = ROOT) -> list[str]:
     "Name the notebooks in the order of the contents."
-    found = {path.stem for path in (ROOT / "nbs").glob("*.ipynb")}
-    named = re.findall(r"nbs/(\w+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    found = {path.stem for path in (book / "nbs").glob("*.ipynb")}
+    named = re.findall(r"nbs/(\w+)", (book / "_toc.yml").read_text(encoding="utf-8"))
     return [name for name in named if name in found]
 
 
@@ -146,22 +153,25 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("pages", nargs="*", metavar="PAGE", help="like 03a_self_attention; none means all")
     parser.add_argument("--out", type=Path, help="the record; _build/pages.json if not named")
     parser.add_argument("--record", action="store_true", help="write the record that the site shows")
+    parser.add_argument("--shared", action="store_true", help="say in the record that others used the machine, too")
     chosen = parser.parse_args(args)
-    known = all_pages()
-    if strange := [page for page in chosen.pages if page not in known]:
-        parser.error(f"there is no page {', '.join(strange)}; there are {', '.join(known)}")
     path = chosen.out or (RECORD if chosen.record else ROOT / "_build" / "pages.json")
     begun, runs = datetime.now(UTC), []
     with tempfile.TemporaryDirectory(prefix=f"{chosen.place}-") as folder:
-        print(f"making the environment of {chosen.place}", flush=True)
-        place = PLACES[chosen.place](Path(folder))
+        book = Path(folder, "book")
+        commit, known = unpack(book), all_pages(book)
+        if strange := [page for page in chosen.pages if page not in known]:
+            parser.error(f"commit {commit} has no page {', '.join(strange)}; it has {', '.join(known)}")
+        print(f"making the environment of {chosen.place} for commit {commit}", flush=True)
+        place = PLACES[chosen.place](Path(folder), book)
         made = datetime.now(UTC)
         for page in chosen.pages or known:
-            runs.append(place.run(page))
-            took, held = f"{runs[-1].seconds:7.1f} s", f"{runs[-1].memory / 1e6:6.0f} MB"
-            print(f"{page:28}{took}  {held}  {runs[-1].error or 'ok'}", flush=True)
+            runs.append(run := place.run(page))
+            took = f"{run.seconds:7.1f} s, {run.processor:6.1f} s at work, {run.memory / 1e6:5.0f} MB"
+            print(f"{page:28}{took}  {run.error or 'ok'}", flush=True)
         part = {"date": begun.isoformat(timespec="minutes"), "command": f"python tests/run_pages.py {chosen.place}",
-                "setup_seconds": round((made - begun).total_seconds()), "machine": machine(),
+                "commit": commit, "shared": chosen.shared, "machine": machine(),
+                "setup_seconds": round((made - begun).total_seconds()),
                 "versions": versions(place.python), "runs": [asdict(run) for run in runs]}
     write(path, chosen.place, part)
     failed = [run.page for run in runs if run.error]

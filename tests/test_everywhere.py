@@ -25,6 +25,7 @@ from llm_literate.everywhere import (
     memory_now,
     peak_memory,
     run_page,
+    worked,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,10 +103,19 @@ def test_family_and_its_memory(child):
 
 
 @linux
+def test_work_counts_and_waiting_does_not(child):
+    work = "import time\nwhile time.process_time() < 0.5: pass\n"
+    children = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])\nprint(flush=True); "
+    assert 0.45 <= worked(child(work + "print(flush=True); " + SLEEP).pid) < 5
+    assert 0.45 <= worked(child(children + SLEEP).pid) < 5
+    assert worked(child("print(flush=True); " + SLEEP).pid) < 0.45
+
+
+@linux
 def test_nobody_takes_nothing():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    assert peak_memory(gone.pid) == memory_now(gone.pid) == 0
+    assert peak_memory(gone.pid) == memory_now(gone.pid) == worked(gone.pid) == 0
     assert family(gone.pid) == [gone.pid]
     end_family(gone.pid)  # and ending it is no error
 
@@ -130,7 +140,8 @@ def test_guard_ends_whoever_takes_too_much(child):
     guard = Guard(process.pid, memory=100 * MB)
     guard.start()
     assert process.wait(30) < 0
-    assert guard.stop() >= 150 * MB
+    guard.stop()
+    assert guard.most >= 150 * MB
     assert guard.reason == f"took {guard.most / 1e9:.2f} GB, at most 0.10"
 
 
@@ -149,9 +160,13 @@ def test_guard_leaves_the_modest_alone(child):
     process = child(taking(10))
     guard = Guard(process.pid, memory=500 * MB, seconds=60)
     guard.start()
-    assert guard.stop() >= 10 * MB and guard.reason == ""
-    assert guard.stop() >= 10 * MB, "a second stop changes nothing"
-    assert process.poll() is None
+    guard.stop()
+    assert guard.most >= 10 * MB and guard.reason == "" and process.poll() is None
+    seen = guard.most, guard.worked
+    end_family(process.pid)
+    process.wait()
+    guard.stop()  # once more: what it saw stays
+    assert (guard.most, guard.worked) == seen
 
 
 # Executing
@@ -170,7 +185,7 @@ def test_run_of_a_page_that_does_well(jupyter, tmp_path):
                     ("1 / 0", "raises-exception"), "assert os.path.exists('fine.ipynb')", name="fine")
     run = run_page(path)
     assert run.page == "fine" and run.error == ""
-    assert 150 * MB <= run.memory < 350 * MB and 0 < run.seconds < 120
+    assert 150 * MB <= run.memory < 350 * MB and 0 < run.seconds < 120 and 0.1 < run.processor < 60
     assert json.loads(path.read_text())["cells"][0]["outputs"] == [], "the notebook's file stays as it was"
 
 
@@ -226,6 +241,7 @@ def test_record_that_ships_is_whole():
         assert 0 < len({run.page for run in runs}) == len(runs)
         assert part["command"] == f"python tests/run_pages.py {place}"
         assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d\+00:00", part["date"])
+        assert re.fullmatch(r"[0-9a-f]{10}", part["commit"]) and part["shared"] in (True, False)
         assert {"Python", "torch"} <= set(part["versions"]) and part["machine"]["cores"] >= 1
         assert [run.error for run in runs if run.error] == [], "mend the page, then record the run again"
         if place == "binder":
@@ -241,11 +257,11 @@ class Stub:
 
     python = Path(sys.executable)
 
-    def __init__(self, folder):
-        assert folder.is_dir()
+    def __init__(self, folder, book):
+        assert folder.is_dir() and (book / ".binder" / "postBuild").is_file()
 
     def run(self, page):
-        return Run(page, 1.5, 10**8, "cell 3: ValueError: no" if page == "04b_model" else "")
+        return Run(page, 1.5, 1.0, 10**8, "cell 3: ValueError: no" if page == "04b_model" else "")
 
 
 def test_program_writes_what_it_found(tmp_path, monkeypatch, capsys):
