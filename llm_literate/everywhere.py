@@ -192,7 +192,7 @@ def _cells(path):
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), *tags]
     return notebook
 
-# %% ../nbs/Zi_everywhere.ipynb #a01a6b2f
+# %% ../nbs/Zi_everywhere.ipynb #3a1bc51e
 @dataclass(frozen=True)
 class Run:
     "Hold what executing one page took, and how it ended (this page)."
@@ -204,6 +204,12 @@ class Run:
     error: str = ""  # what went wrong, in one line; empty if nothing did
 
 
+def _reason(failure):
+    name = getattr(failure, "ename", type(failure).__name__)
+    text = f"{name}: {getattr(failure, 'evalue', failure)}"
+    return " ".join(text.split())[:500]
+
+# %% ../nbs/Zi_everywhere.ipynb #cc4a80ce
 def run_page(
     path: str | Path,  # a notebook
     command: list[str] | None = None,  # starts a kernel; None means one of ours
@@ -240,12 +246,6 @@ def run_page(
         error = f"{f'cell {number}' if number else 'kernel'}: {error}"
     spent, held = (guard.worked, guard.most) if guard else (0.0, 0)
     return Run(path.stem, round(took, 1), round(spent, 1), held, error)
-
-
-def _reason(failure):
-    name = getattr(failure, "ename", type(failure).__name__)
-    text = f"{name}: {getattr(failure, 'evalue', failure)}"
-    return " ".join(text.split())[:500]
 
 # %% ../nbs/Zi_everywhere.ipynb #f7548755
 def last_record() -> dict:  # place → date, machine, versions, command and runs
