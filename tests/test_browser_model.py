@@ -599,6 +599,20 @@ def test_the_second_load_comes_from_the_cache(page, server):
     assert server.asked.count(MODEL) == 1
 
 
+def test_a_spoilt_copy_is_thrown_away(page, server):
+    loaded(page)
+    page.wait_for_function(ALL_KEPT)
+    page.evaluate("""async () => { const store = await caches.open("llm_literate");
+      const { url } = (await store.keys()).find(({ url }) => url.includes(".safetensors"));
+      await store.put(url, new Response("spoilt")); }""")
+    page.reload()
+    press(page, "generate", "Load the model")
+    assert "what arrived is not the model" in says(page, "generate", "could not be loaded")
+    press(page, "generate", "Try again")
+    page.get_by_role("button", name="Write").wait_for(timeout=30_000)
+    assert server.asked.count(MODEL) == 2
+
+
 def test_a_new_model_replaces_the_old_one(page, server, folder):
     loaded(page)
     page.wait_for_function(ALL_KEPT)

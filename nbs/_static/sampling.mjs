@@ -13,7 +13,8 @@ explorer("sampling", (panel) => {
   let name = (id) => data.names[id], small = null, wait = null;
   let best = [], before = [], after = [];
   const settings = choiceSliders(show, { temperature: 1 });
-  const prompt = field({ label: "Beginning", value: data.prompt, rows: 2 }, () => {
+  const prompt = field({ label: "Beginning", value: data.prompt, rows: 2,
+    limit: 300 }, () => {
     clearTimeout(wait);
     wait = setTimeout(read, 300);
   });

@@ -35,10 +35,16 @@ async function check(bytes, wanted) {
   if (hex.join("") !== wanted) throw new Error("what arrived is not the model");
 }
 
+async function keepOnly(store, files) {
+  try {
+    for (const { url } of await store.keys()) await store.delete(url);
+    for (const [url, body] of files) await store.put(url, new Response(body));
+  } catch { /* no room, or not allowed: then it is loaded anew next time */ }
+}
+
 /** Load the small model and its tokenizer; `tell(share)` says how far it is. */
 export async function load(tell = () => {}) {
   const store = await globalThis.caches?.open("llm_literate").catch(() => null);
-  const keep = (url, body) => store?.put(url, new Response(body)).catch(() => {});
   const kept = (url) => store?.match(url).catch(() => null);
   const record = near(RECORD);
   const fresh = await ask(record, { cache: "no-cache" }).catch((fault) => fault);
@@ -50,15 +56,16 @@ export async function load(tell = () => {}) {
   const vocabulary = await words.json(), old = await kept(name(WEIGHTS));
   const source = old ?? await ask(name(WEIGHTS));
   const bytes = await collect(source, (got) => tell(Math.min(1, got / size)));
-  await check(bytes, about.sha256);
-  const model = readModel(bytes), tokenizer = new Tokenizer(vocabulary);
+  await check(bytes, about.sha256).catch(async (fault) => {
+    await store?.delete(name(WEIGHTS)); // or a spoilt copy would stay for ever
+    throw fault;
+  });
+  const small = { model: readModel(bytes), tokenizer: new Tokenizer(vocabulary) };
   if (store && !old) {
-    for (const { url } of await store.keys()) await store.delete(url);
-    await keep(record, JSON.stringify(about));
-    await keep(name(WORDS), JSON.stringify(vocabulary));
-    await keep(name(WEIGHTS), bytes);
+    await keepOnly(store, [[record, JSON.stringify(about)],
+      [name(WORDS), JSON.stringify(vocabulary)], [name(WEIGHTS), bytes]]);
   }
-  return { model, tokenizer };
+  return small;
 }
 
 let loading = null;
