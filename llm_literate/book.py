@@ -101,7 +101,8 @@ def over_budget(
         took = f"takes {seconds:.0f} s of processor time, at most {BUDGET_SECONDS}"
         told.append(f"{page}.ipynb: {took}; {mend}")
     if memory > BUDGET_MEMORY:
-        took = f"needs {memory / 1e9:.1f} GB of memory, at most {BUDGET_MEMORY / 1e9:.1f}"
+        most = f"at most {BUDGET_MEMORY / 1e9:.1f}"
+        took = f"needs {memory / 1e9:.1f} GB of memory, {most}"
         told.append(f"{page}.ipynb: {took}; {mend}")
     return told
 
@@ -191,7 +192,8 @@ def _dress_cells(app, doctree):
 
     page = _pages(app.env).get(app.env.docname)
     for cell in list(doctree.findall(_is_code_cell)) if page else []:
-        if taken := _TAKEN.search(" ".join(r.astext() for r in cell.findall(nodes.raw))):
+        outputs = " ".join(raw.astext() for raw in cell.findall(nodes.raw))
+        if taken := _TAKEN.search(outputs):
             page["taken"] = int(taken[1]), float(taken[2])
             cell.parent.remove(cell)
             continue

@@ -15,11 +15,11 @@ import tempfile
 from html import escape
 from pathlib import Path, PurePosixPath
 
-# %% ../nbs/Zj_printing.ipynb #9ff11b27
+# %% ../nbs/Zj_printing.ipynb #e11886fb
 def book_parts(
     contents: dict,  # _toc.yml as data
 ) -> list[tuple[str, list[str]]]:  # (caption, pages in order); the first has none
-    "List the parts of the book and their pages (Jupyter Book, “Table of contents”)."
+    "List the parts of the book and their pages (Jupyter Book, “Structure”)."
     def pages(items):
         for item in items:
             yield item["file"]
@@ -52,10 +52,12 @@ def moved_link(
     path = path.removesuffix(".html")
     return f"#{place_of(path, mark)}" if path in pages else None
 
-# %% ../nbs/Zj_printing.ipynb #6469d6f0
+# %% ../nbs/Zj_printing.ipynb #e1553bb0
 _OFF_PAPER = "script, .headerlink, .explorer, nav.lit-way, button, .lit-pdf-place"
-_COLOURED = {"k", "kn", "kc", "kd", "nb", "nf", "nc", "s1", "s2", "sd", "sa", "si", "mi",
-             "mf", "c1", "ow", "fm", "vm", "ne", "nd"}  # Pygments' classes with a colour
+_COLOURED = {  # Pygments' classes with a colour
+    "k", "kn", "kc", "kd", "nb", "nf", "nc", "s1", "s2", "sd", "sa", "si", "mi", "mf",
+    "c1", "ow", "fm", "vm", "ne", "nd",
+}
 
 
 def article_for_print(
@@ -161,7 +163,7 @@ def _contents(parts, articles, numbers):
                  f"<span>{numbers.get(page, '')}</span></p>" for page in pages]
     return "".join(rows) + "</div>"
 
-# %% ../nbs/Zj_printing.ipynb #fa7f21e3
+# %% ../nbs/Zj_printing.ipynb #1ed9459c
 def find_browser() -> str:  # a path, or "" if there is none
     "Find the system's Chromium, or a relative (this page)."
     names = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
@@ -179,19 +181,20 @@ def print_pdf(
     Raises RuntimeError if no PDF comes of it."""
     with tempfile.TemporaryDirectory() as profile:
         done = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-pdf-tagging",
-             "--no-pdf-header-footer", f"--user-data-dir={profile}", "--no-first-run",
-             "--disable-background-networking", f"--print-to-pdf={pdf}", html.as_uri()],
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", f"--user-data-dir={profile}",
+             "--disable-pdf-tagging", "--no-pdf-header-footer",
+             f"--print-to-pdf={pdf}", html.as_uri()],
             capture_output=True, text=True, timeout=seconds, check=False)
     if not pdf.exists():
         raise RuntimeError(f"{browser} wrote no PDF: {done.stderr.strip()[-300:]}")
 
-# %% ../nbs/Zj_printing.ipynb #0ed0c4d9
+# %% ../nbs/Zj_printing.ipynb #ab3bd556
 def page_numbers(
     pdf: Path,  # the book as printed
     pages: list[str],  # its pages
 ) -> dict[str, int]:  # page → sheet on which it begins, from 1
-    "Read off a PDF where each page of the book begins (pypdf, “Named destinations”)."
+    "Read off a PDF where each page of the book begins (pypdf)."
     from pypdf import PdfReader
 
     reader = PdfReader(pdf)
@@ -214,18 +217,23 @@ def finish(
     for caption, pages in parts:
         above = None
         for page in pages:
-            start = numbers[page] - 1
+            start, title = numbers[page] - 1, articles[page][0]
             if caption and above is None:
                 above = writer.add_outline_item(title=caption, page_number=start)
-            writer.add_outline_item(title=articles[page][0], page_number=start, parent=above)
+            writer.add_outline_item(title=title, page_number=start, parent=above)
     writer.add_metadata({"/Title": front["title"], "/Subject": front["subtitle"]})
     writer.page_mode = "/UseOutlines"
     writer.write(pdf)
 
-# %% ../nbs/Zj_printing.ipynb #594199d0
+# %% ../nbs/Zj_printing.ipynb #f2f10b97
 PDF = "llm_literate.pdf"
 _PLACE = re.compile(r'<span class="lit-pdf-place">.*?</span>', re.S)
-_MENU = re.compile(r'(<ul class="dropdown-menu">(?:(?!</ul>).)*?btn-download-pdf-button.*?)(</ul>)', re.S)
+_MENU = re.compile(r"(btn-download-pdf-button(?:(?!</ul>).)*)(</ul>)", re.S)
+_SENTENCE = """<span class="lit-pdf-place">It is also there as
+<a class="lit-pdf" href="{there}">one PDF</a> ({size}).</span>"""
+_ENTRY = """<li><a class="lit-pdf btn btn-sm dropdown-item" href="{there}"
+title="The whole book as a PDF, {size}">
+<span class="btn__text-container">whole book, .pdf</span></a></li>"""
 
 
 def offer_pdf(
@@ -236,15 +244,11 @@ def offer_pdf(
     changed = 0
     for path in site.glob("nbs/**/*.html") if pdf.exists() else ():
         html = path.read_text(encoding="utf-8")
-        there = os.path.relpath(pdf, path.parent)
-        size = f"{pdf.stat().st_size / 1e6:.0f} MB"
-        new = _PLACE.sub(f'<span class="lit-pdf-place">It is also there as <a class="lit-pdf" '
-                         f'href="{there}">one PDF</a> ({size}).</span>', html)
+        told = {"there": os.path.relpath(pdf, path.parent),
+                "size": f"{pdf.stat().st_size / 1e6:.0f} MB"}
+        new = _PLACE.sub(_SENTENCE.format(**told), html)
         if 'class="lit-pdf btn' not in new:
-            new = _MENU.sub(
-                rf'\1<li><a class="lit-pdf btn btn-sm dropdown-item" href="{there}" '
-                rf'title="The whole book as a PDF, {size}"><span class="btn__text-container">'
-                r"whole book, .pdf</span></a></li>\2", new, count=1)
+            new = _MENU.sub(rf"\1{_ENTRY.format(**told)}\2", new, count=1)
         if new != html:
             path.write_text(new, encoding="utf-8")
             changed += 1
@@ -262,7 +266,7 @@ def setup(
     app.connect("build-finished", finished)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
-# %% ../nbs/Zj_printing.ipynb #68973026
+# %% ../nbs/Zj_printing.ipynb #1669d7c7
 def make_pdf(
     root: Path = Path(),  # folder of the project
     browser: str = "",  # path of Chromium; empty looks for it
@@ -277,7 +281,7 @@ def make_pdf(
     if not (site / "search.html").exists():
         raise FileNotFoundError(f"{site} holds no site; make book")
     if not browser:
-        raise FileNotFoundError("there is no Chromium; install chromium or google-chrome")
+        raise FileNotFoundError("there is no Chromium; install one (chromium)")
     contents = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
     parts, front, numbers = book_parts(contents), _front(root), {}
     articles = read_pages(site, [page for _, names in parts for page in names])
@@ -315,14 +319,15 @@ def _front(root):
                   "Code: Apache License 2.0. Prose and figures: CC BY 4.0."],
     }
 
-# %% ../nbs/Zj_printing.ipynb #ddb00b03
+# %% ../nbs/Zj_printing.ipynb #86a005e7
 def main() -> None:
     "Print the book of this folder, or say in one line what is missing (this page)."
     try:
         made = make_pdf()
     except (FileNotFoundError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    print(f"The book lies in {os.path.relpath(made)}, {made.stat().st_size / 1e6:.1f} MB.")
+    size = f"{made.stat().st_size / 1e6:.1f} MB"
+    print(f"The book lies in {os.path.relpath(made)}, {size}. See it: make serve")
 
 # %% ../nbs/Zj_printing.ipynb #5e5d1811
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import unicodedata
 from html import escape
 from pathlib import Path
 
-# %% ../nbs/Zh_reading.ipynb #d389ee8b
+# %% ../nbs/Zh_reading.ipynb #869bfdb8
 WORDS, LINES = 200, 30  # read in a minute
 
 
@@ -22,7 +22,8 @@ def prose_words(
     text: str,  # a markdown cell
 ) -> int:  # words that are read: no fences, headings' marks, formulas, addresses
     "Count the words of a markdown cell (this page)."
-    text = re.sub(r"```.*?```|<!--.*?-->|<(script|style)\b.*?</\1>", " ", text, flags=re.S)
+    apart = r"```.*?```|<!--.*?-->|<(script|style)\b.*?</\1>"
+    text = re.sub(apart, " ", text, flags=re.S)
     text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", " ", text, flags=re.S)
     text = re.sub(r"^(:::|:[\w-]+:|\([\w-]+\)=).*$", " ", text, flags=re.M)
     text = re.sub(r"\]\([^)]*\)|<[^>]+>|https?://\S+", " ", text)
@@ -69,10 +70,11 @@ def times_line(
         return f"{line}, {so_many(round(seconds), 'second')} to run."
     return f"{line}, {so_many(round(seconds / 60), 'minute')} to run."
 
-# %% ../nbs/Zh_reading.ipynb #a3db6e23
+# %% ../nbs/Zh_reading.ipynb #e895d9f6
 STEPS = {
     "01": 0, "02": 1, "03": 2, "04": 3, "05a_": 4, "05c1": 4, "05a1": 5, "05a3": 5,
-    "D": 5, "05a0": 6, "05b": 6, "05c_": 7, "05d": 7, "05e": 7, "06": 8, "E": 8, "07": 9,
+    "D": 5, "05a0": 6, "05b": 6, "05c_": 7, "05d": 7, "05e": 7,
+    "06": 8, "E": 8, "07": 9,
 }  # beginning of a page's name → step of the roadmap
 HOMES = (
     "02a0_words", "03a_self_attention", "04a_building_blocks", "05a_pretraining",
@@ -89,7 +91,7 @@ def step_of(
     fitting = [start for start in STEPS if name.startswith(start)]
     return STEPS[max(fitting, key=len)] if fitting else None
 
-# %% ../nbs/Zh_reading.ipynb #d06a4baf
+# %% ../nbs/Zh_reading.ipynb #0c0e21a7
 def way_html(
     page: str,  # "nbs/02a_tokenizer"
 ) -> str:  # a <nav>, or nothing for a page outside the way
@@ -106,26 +108,28 @@ def way_html(
             number, _, word = name.partition("  ")
             mark = ' aria-current="step"' if step == here else ""
             items.append(
-                f'<li class="lit-stage-{stage}"><a href="{HOMES[step - 1]}.html"{mark}>'
-                f'{number} <span>{escape(word)}</span></a></li>'
+                f'<li class="lit-stage-{stage}">'
+                f'<a href="{HOMES[step - 1]}.html"{mark}>'
+                f"{number} <span>{escape(word)}</span></a></li>"
             )
     label = "The way from a text to an assistant, and where you are"
     return (f'<nav class="lit-way d-print-none" aria-label="{label}">'
             f'<ol>{"".join(items)}</ol></nav>')
 
-# %% ../nbs/Zh_reading.ipynb #33a6972e
+# %% ../nbs/Zh_reading.ipynb #bb531ae8
 def read_glossary(
     text: str,  # the page of the glossary
-) -> dict[str, list[tuple[str, bool]]]:  # term → (Vietnamese name, kept from English?)
+) -> dict[str, list[tuple[str, bool]]]:  # term → (its name, is that English?)
     "Read terms and Vietnamese names off the glossary (this page)."
     terms, term = {}, ""
     block = text.partition(":::{glossary}\n")[2].partition("\n:::")[0]
+    name_of = re.compile(r'<span class="lit-vi"( lang="vi")?>(.+?)</span>')
     for line in block.splitlines():
         if line and not line.startswith(" "):
             if line in terms:
                 raise ValueError(f"the glossary has {line!r} twice; keep one entry")
             term, terms[line] = line, []
-        for lang, name in re.findall(r'<span class="lit-vi"( lang="vi")?>(.+?)</span>', line):
+        for lang, name in name_of.findall(line):
             terms[term].append((name, not lang))
     return terms
 
@@ -158,7 +162,7 @@ def plain_letters(
     parts = unicodedata.normalize("NFD", name.replace("đ", "d").replace("Đ", "D"))
     return "".join(mark for mark in parts if not unicodedata.combining(mark))
 
-# %% ../nbs/Zh_reading.ipynb #aa2df843
+# %% ../nbs/Zh_reading.ipynb #85e3c21b
 def vietnamese_table(
     terms: dict,  # what read_glossary gives
 ) -> str:  # a table in markdown, sorted by Vietnamese name
@@ -166,14 +170,16 @@ def vietnamese_table(
     pairs = [(name, term) for term, names in terms.items()
              for name, kept in names if not kept]
     pairs.sort(key=lambda pair: (vietnamese_order(pair[0]), pair[1]))
-    rows = [f'| <span lang="vi">{name}</span> | {{term}}`{term}` |' for name, term in pairs]
+    rows = [f'| <span lang="vi">{name}</span> | {{term}}`{term}` |'
+            for name, term in pairs]
     return "\n".join(["| Vietnamese | English |", "|---|---|", *rows])
 
-# %% ../nbs/Zh_reading.ipynb #afe565fe
+# %% ../nbs/Zh_reading.ipynb #707432b6
 EVERYDAY = {
-    "bias", "canary", "key", "value", "position", "merge", "query", "quoted", "reproduced",
-    "rank", "label", "judge", "layer", "model", "weight", "recall", "precision", "seed",
-    "nat", "padding", "bootstrap", "accuracy", "spam", "erratum", "prompt", "loss",
+    "bias", "canary", "key", "value", "position", "merge", "query", "quoted",
+    "reproduced", "rank", "label", "judge", "layer", "model", "weight", "recall",
+    "precision", "seed", "nat", "padding", "bootstrap", "accuracy", "spam", "erratum",
+    "prompt", "loss",
 }  # terms that are linked by hand only
 
 
@@ -190,10 +196,11 @@ def _forms(term):
     plural = term[:-1] + "ies" if re.search(r"[^aeiou]y$", term) else term + "s"
     return [term, plural]
 
-# %% ../nbs/Zh_reading.ipynb #1f95b0e6
+# %% ../nbs/Zh_reading.ipynb #a6fba057
 _CLOSED = ("title", "literal", "reference", "pending_xref", "block_quote", "caption",
            "math", "table", "footnote", "term", "exercise_node", "solution_node",
            "exercise_enumerable_node", "literal_block", "raw", "download_reference")
+_APART = {"cell_output", "exercise", "solution", "lit-export"}
 
 
 def _open_texts(document):
@@ -205,9 +212,8 @@ def _open_texts(document):
             above.append(node)
             node = node.parent
         names = {type(node).__name__ for node in above}
-        kinds = {c for node in above for c in getattr(node, "attributes", {}).get("classes", [])}
-        if "paragraph" in names and not names & set(_CLOSED) and not kinds & {
-                "cell_output", "exercise", "solution", "lit-export"}:
+        kinds = {kind for node in above for kind in node.get("classes", [])}
+        if "paragraph" in names and not names & set(_CLOSED) and not kinds & _APART:
             yield text
 
 # %% ../nbs/Zh_reading.ipynb #93ada8ea
@@ -303,7 +309,7 @@ def _add_entries(app, doctree, docname):
         entries = [("single", typed, anchor, "main", None) for typed, anchor in found]
         doctree.append(addnodes.index(entries=entries))
 
-# %% ../nbs/Zh_reading.ipynb #f5da3605
+# %% ../nbs/Zh_reading.ipynb #77627152
 def _head_page(app, pagename, templatename, context, doctree):
     path = Path(app.srcdir) / f"{pagename}.ipynb"
     if not path.exists() or not context.get("body"):
@@ -330,8 +336,10 @@ def setup(
                 link_terms(self.document, list(self.app.literate_terms), page)
 
     app.add_transform(LinkTerms)
-    for event, hook in [("builder-inited", _start), ("env-get-outdated", _outdated),
-                        ("source-read", _source_read), ("doctree-resolved", _add_entries),
-                        ("html-page-context", _head_page)]:
+    for event, hook in [
+        ("builder-inited", _start), ("env-get-outdated", _outdated),
+        ("source-read", _source_read), ("doctree-resolved", _add_entries),
+        ("html-page-context", _head_page),
+    ]:
         app.connect(event, hook, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
