@@ -17,7 +17,7 @@ export function readModel(buffer) {
     const bytes = buffer.slice(start + from, start + to);
     if (bytes.byteLength < to - from) throw new Error(`${name} is cut off`);
     if (dtype !== "F16") throw new Error(`${name} has type ${dtype}, not F16`);
-    weights[name] = Float32Array.from(new Uint16Array(bytes), (bits) => HALVES[bits]);
+    weights[name] = new Float32Array(new Uint16Array(bytes)).map((bits) => HALVES[bits]);
   }
   return new GPT(JSON.parse(note.slice(note.indexOf("{"))).config, weights);
 }
@@ -31,8 +31,9 @@ function dot(a, b) {
 
 /** Multiply a matrix, stored row by row, with a vector. */
 function product(matrix, x) {
-  const d = x.length, row = (i) => matrix.subarray(i * d, (i + 1) * d);
-  return Float32Array.from({ length: matrix.length / d }, (_, i) => dot(row(i), x));
+  const d = x.length, y = new Float32Array(matrix.length / d);
+  for (let i = 0; i < y.length; i++) y[i] = dot(matrix.subarray(i * d, (i + 1) * d), x);
+  return y;
 }
 
 /** Bring numbers to mean 0 and variance 1, then scale and shift them. */
