@@ -64,7 +64,7 @@ def medley(
     ids, targets = (np.concatenate(part)[:length] for part in zip(*parts, strict=True))
     return ids, targets
 
-# %% ../nbs/05c1_small_model.ipynb #a9956055
+# %% ../nbs/05c1_small_model.ipynb #a36c3acb
 class Curriculum(Dataset):
     """Give random windows of a text, and at first many random repeats (this page).
 
@@ -103,8 +103,8 @@ class Curriculum(Dataset):
         random = np.random.default_rng((self.seed, i))
         share = np.interp(i, [self.school, self.samples], self.share)
         if i < self.school or random.random() < share:
-            simple = i < self.school or random.random() < 0.5
-            ids, targets = (repeats if simple else medley)(random, t, self.vocab_size)
+            draw = repeats if i < self.school else medley
+            ids, targets = draw(random, t, self.vocab_size)
         else:
             start = random.integers(len(self.ids) - t + 1)
             targets = ids = self.ids[start:start + t].astype(np.int64)

@@ -431,16 +431,16 @@ def _lesson(rng: random.Random, split: str) -> str:
         done.append(tell(rng, pick(rng, _LESSONS[kind]), slots))
     return "\n".join(done)
 
-# %% ../nbs/02b_small_world.ipynb #82e7a257
+# %% ../nbs/02b_small_world.ipynb #e2173aec
 def _talked_over(rng: random.Random, split: str) -> str:
-    "Show a message and what its reader said: what it comes to, and the verdict."
+    "Show a message and what its reader said: the verdict, and what it comes to."
     message = _message(rng, split, 0.5)
-    said = [message["seen"], _say(rng, f"{message['label']}_said", {})]
-    if rng.random() < 0.5:
+    said = [_say(rng, f"{message['label']}_said", {}), message["seen"]]
+    if rng.random() < 0.25:
         said.reverse()
     return f"{message['text']}\n{' '.join(said)}"
 
-# %% ../nbs/02b_small_world.ipynb #6ea3f621
+# %% ../nbs/02b_small_world.ipynb #762adc39
 def _exam(entry: dict) -> str:
     "Write an instruction and its answer in the form that chapter 7 trains on."
     given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
@@ -451,7 +451,7 @@ def _exam(entry: dict) -> str:
 
 
 def corpus(
-    n_stories: int = 5000,  # how many stories; with all else, 1,060 bytes for each
+    n_stories: int = 5000,  # how many stories; with all else, 1,150 bytes for each
     seed: int | str = 0,  # the same seed gives the same text
     split: str = "train",  # "train", "val" or "test"
 ) -> str:  # documents, each ended by "<|endoftext|>"
@@ -464,7 +464,7 @@ def corpus(
     documents = stories(n_stories, seed, split)
     documents += [_knowledge(rng) for _ in range(n_stories)]
     documents += [_lesson(rng, split) for _ in range(n_stories // 3)]
-    documents += [_talked_over(rng, split) for _ in range(n_stories // 2)]
+    documents += [_talked_over(rng, split) for _ in range(n_stories)]
     documents += [_exam(e) for e in instructions(n_stories // 4, seed, split)]
     place = [rng.random() for _ in documents]
     order = sorted(range(len(documents)), key=place.__getitem__)
