@@ -29,7 +29,7 @@ def prose_words(
     text = re.sub(r"\]\([^)]*\)|<[^>]+>|https?://\S+", " ", text)
     return len(re.findall(r"[^\W_][\w’'-]*", text))
 
-# %% ../nbs/Zh_reading.ipynb #3136c599
+# %% ../nbs/Zh_reading.ipynb #58d59188
 _UNSEEN = re.compile(
     r"^#\|\s*(hide\b|default_exp\b|echo:\s*false|code-fold:\s*true)", re.M
 )
@@ -44,9 +44,11 @@ def reading_minutes(
     for cell in json.loads(notebook)["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            inside = inside or "{solution-start}" in source
-            words += 0 if inside else prose_words(source)
-            inside = inside and "{solution-end}" not in source
+            for piece in re.split(r"(\{solution-(?:start|end)\})", source):
+                if piece.startswith("{solution-"):
+                    inside = "start" in piece
+                elif not inside:
+                    words += prose_words(piece)
         elif not inside and not _UNSEEN.search(source):
             code = [line for line in source.splitlines() if line.strip()]
             lines += sum(not line.startswith("#|") for line in code)
@@ -174,7 +176,7 @@ def vietnamese_table(
             for name, term in pairs]
     return "\n".join(["| Vietnamese | English |", "|---|---|", *rows])
 
-# %% ../nbs/Zh_reading.ipynb #707432b6
+# %% ../nbs/Zh_reading.ipynb #eda8c17b
 EVERYDAY = {
     "bias", "canary", "key", "value", "position", "merge", "query", "quoted",
     "reproduced", "rank", "label", "judge", "layer", "model", "weight", "recall",
@@ -185,7 +187,7 @@ EVERYDAY = {
 
 def term_pattern(
     terms: list[str],  # terms of the glossary
-) -> re.Pattern:  # group 1 is the word as it stands, in the singular or plural
+) -> object:  # a compiled pattern; its group 1 is the word as it stands
     "Find terms in a text, longest first, and never inside a longer word (this page)."
     forms = {form for term in terms for form in _forms(term)}
     words = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
@@ -309,7 +311,7 @@ def _add_entries(app, doctree, docname):
         entries = [("single", typed, anchor, "main", None) for typed, anchor in found]
         doctree.append(addnodes.index(entries=entries))
 
-# %% ../nbs/Zh_reading.ipynb #77627152
+# %% ../nbs/Zh_reading.ipynb #1779c264
 def _head_page(app, pagename, templatename, context, doctree):
     path = Path(app.srcdir) / f"{pagename}.ipynb"
     if not path.exists() or not context.get("body"):
@@ -332,7 +334,7 @@ def setup(
 
         def apply(self):
             page = self.env.docname
-            if re.match(r"nbs/(\d\d|[A-E]\d?_)", page):
+            if re.match(r"nbs/(\d\d|[ACDE]\d?_)", page):
                 link_terms(self.document, list(self.app.literate_terms), page)
 
     app.add_transform(LinkTerms)

@@ -16,7 +16,7 @@ yaml = pytest.importorskip("yaml", reason="reading _toc.yml needs PyYAML, which 
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
-CHAPTER = re.compile(r"nbs/(\d\d|[A-E]\d?_)")
+CHAPTER = re.compile(r"nbs/(\d\d|[ACDE]\d?_)")
 STARTS = ("02a0_words", "03a_self_attention", "04a_building_blocks", "05a0_loss", "07a_instructions")
 
 
@@ -171,6 +171,8 @@ def test_reading_time_counts_what_is_seen():
     solution = [("markdown", ":::{solution-start} ex\n:::"), code, ("markdown", "no\n\n:::{solution-end}\n:::")]
     assert reading.reading_minutes(page_of(words, code, *hidden, *solution)) == 2
     assert reading.reading_minutes(page_of(*solution, words, ("code", "#| export\nx = 1"))) == 1 + 1 / 30
+    both = ("markdown", "word " * 200 + "\n\n:::{solution-start} ex\n:::\n\nno"), code, solution[-1]
+    assert reading.reading_minutes(page_of(*both)) == 1
 
 
 def test_formulas_and_addresses_are_not_words():
