@@ -225,7 +225,7 @@ def finish(
     writer.page_mode = "/UseOutlines"
     writer.write(pdf)
 
-# %% ../nbs/Zj_printing.ipynb #f2f10b97
+# %% ../nbs/Zj_printing.ipynb #fb7bf93b
 PDF = "llm_literate.pdf"
 _PLACE = re.compile(r'<span class="lit-pdf-place">.*?</span>', re.S)
 _MENU = re.compile(r"(btn-download-pdf-button(?:(?!</ul>).)*)(</ul>)", re.S)
@@ -233,6 +233,7 @@ _SENTENCE = """<span class="lit-pdf-place">It is also there as
 <a class="lit-pdf" href="{there}">one PDF</a> ({size}).</span>"""
 _ENTRY = """<li><a class="lit-pdf btn btn-sm dropdown-item" href="{there}"
 title="The whole book as a PDF, {size}">
+<span class="btn__icon-container"><i class="fas fa-book"></i></span>
 <span class="btn__text-container">whole book, .pdf</span></a></li>"""
 
 
