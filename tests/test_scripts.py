@@ -370,6 +370,11 @@ def test_bpe_answers_by_keyboard(page):
     tokens = figure.figure.get_by_role("list", name="Tokens of the text").get_by_role("listitem")
     merges = figure.figure.get_by_role("list", name="Merges so far").get_by_role("listitem")
     assert f"{len(text.encode())} bytes and is {len(text.encode())} tokens" in figure.says
+    words = [[*word.encode()] for word in cut_words(text)]
+    most = max(Counter(chain.from_iterable(map(pairwise, words))).values())
+    first = spelled(BPETokenizer.train(text, 258).tokens[256])
+    told = f"Most frequent now: {first[0]} + {first[1]}, {['twice', '3 times', '4 times'][most - 2]}."
+    assert told in figure.figure.inner_text()
     figure.reach("Next merge").press("Enter", "Space", "Enter")
     trained = BPETokenizer.train(text, 257 + 3)
     ids = trained.encode_ordinary(text)
