@@ -95,7 +95,8 @@ explorer("cache", (panel) => {
       token = cacheBytes(sizes({ context: 1, batch: 1 }));
     says.say(
       `${heads.value} heads of ${per.value} make a width of ${grouped(now.width)}. ` +
-        `A token takes ${grouped(token)} bytes, the cache ${grouped(whole)} bytes (${bytes(whole)}), ` +
+        `A token takes ${grouped(token)} bytes, ` +
+        `the cache ${grouped(whole)} bytes (${bytes(whole)}), ` +
         `the blocks' weights ${bytes(weightBytes(now))}.`,
     );
     curve.redraw();
@@ -122,7 +123,8 @@ explorer("cache", (panel) => {
       lines: [{ points }, limit],
       dot: [context.value, whole],
       words:
-        `Memory of the cache against the tokens of context: ${bytes(points[0][1])} at ${TOKENS[0]} tokens, ` +
+        `Memory of the cache against the tokens of context: ` +
+        `${bytes(points[0][1])} at ${TOKENS[0]} tokens, ` +
         `${bytes(whole)} at ${grouped(context.value)}; the weights take ${bytes(weights)}.`,
     });
   }

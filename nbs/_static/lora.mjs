@@ -62,7 +62,7 @@ export const trained = (model, rank, which) =>
 /** Count all numbers of the model without LoRA, two classes at its end. */
 export function frozen(model) {
   const [d, layers, vocabulary, context, bias] = MODELS[model];
-  const block = 12 * d * d + (bias ? 13 : 10) * d; // matrices; biases, scales and shifts
+  const block = 12 * d * d + (bias ? 13 : 10) * d; // matrices, then single numbers
   return (vocabulary + context) * d + layers * block + 2 * d + 2 * d + 2;
 }
 
@@ -89,8 +89,10 @@ explorer("lora", (panel) => {
       whole = frozen(model.value);
     const share = Number(((100 * count) / whole).toPrecision(3));
     says.say(
-      `Rank ${rank.value} trains ${grouped(count)} numbers beside ${grouped(whole)} that stay, ${share} %. ` +
-        `A file of them has ${bytes(4 * count)}. Training needs ${bytes(16 * count)} for them; ` +
+      `Rank ${rank.value} trains ${grouped(count)} numbers ` +
+        `beside ${grouped(whole)} that stay, ${share} %. ` +
+        `A file of them has ${bytes(4 * count)}. ` +
+        `Training needs ${bytes(16 * count)} for them; ` +
         `for all weights it would need ${bytes(16 * whole)}.`,
     );
     curve.redraw();
@@ -113,8 +115,10 @@ explorer("lora", (panel) => {
       lines: [{ points }, limit],
       dot: [rank.value, train(rank.value)],
       words:
-        `Numbers that train against the rank, for ${NAMES[model.value]}, layers: ${which.value}. ` +
-        `${grouped(train(1))} at rank 1, ${grouped(train(256))} at rank 256; the model has ${grouped(whole)}.`,
+        `Numbers that train against the rank, for ${NAMES[model.value]}, ` +
+        `layers: ${which.value}. ` +
+        `${grouped(train(1))} at rank 1, ${grouped(train(256))} at rank 256; ` +
+        `the model has ${grouped(whole)}.`,
     });
   }
   panel.append(row(model, which, rank), curve.element, says.element);
