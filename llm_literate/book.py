@@ -431,6 +431,11 @@ def _is_ledger_table(node):
     return "lit-ledger-table" in getattr(node, "attributes", {}).get("classes", [])
 
 # %% ../nbs/Z_how_this_book_is_built.ipynb #290e4c3a
+def _own_nodes(app, doctree):
+    for node in doctree.findall():
+        node.document = doctree
+
+
 def _mend_page(app, pagename, templatename, context, doctree):
     kept = [
         script
@@ -539,6 +544,7 @@ def setup(
         ("source-read", _announce, 400),
         ("source-read", _source_read, 500),
         ("doctree-read", _report, 900),
+        ("doctree-read", _own_nodes, 950),
         ("missing-reference", _resolve_source, 100),
         ("autodoc-process-docstring", _docments, 500),
         ("env-check-consistency", _unchecked, 500),
