@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SITE   := _build/html
 PORT   ?= 8000
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait passively do not starve the other page that is being executed.
@@ -15,7 +16,6 @@ NEWS := { grep -v 'already satisfied' || true; }
 
 # What needs no built page, and therefore comes first.
 FORM := tests/test_house.py tests/test_workflows.py
-SYNC := tests/test_scripts.py::test_scripts_and_pages_in_sync
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 # One of Jupyter Book's packages reads a grammar of web addresses for a second, and nothing here asks it anything.
 BOOK := $(BIN)/python -c 'import sys; sys.modules["rfc3987_syntax"] = None; from jupyter_book.cli.main import main; main()'
@@ -75,10 +75,10 @@ precommit:
 	test -z "$$left" || { echo "Not committed: these follow the notebooks and are not staged. Next: git add" $$left "&& git commit"; exit 1; }
 
 sync: setup
-	@$(PYTEST) -q -rN $(FORM) $(SYNC) -k in_sync
+	@$(PYTEST) -q -rN $(FORM) -k in_sync
 
 house: setup
-	@$(PYTEST) -q -rN $(FORM) $(SYNC) || { echo "Each line above names a file and what mends it. Next: mend it, then make test"; exit 1; }
+	@$(PYTEST) -q -rN $(FORM) || { echo "Each line above names a file and what mends it. Next: mend it, then make test"; exit 1; }
 
 book: sync  ## execute every page that changed and build the site
 	@$(MAKE) --no-print-directory site
@@ -115,7 +115,7 @@ lint: setup  ## ruff on notebooks and tests
 
 test: house lint site  ## everything that passes or fails
 	@echo "== tests"
-	@$(BIN)/python -m pytest $(addprefix --ignore=,$(FORM))
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(addprefix --ignore=,$(FORM))
 	@echo "All passes. Next: git commit"
 
 vocabulary: setup  ## train the shipped vocabulary again

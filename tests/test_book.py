@@ -194,7 +194,9 @@ class Project:
         for name in ("_config.yml", "references.bib", "constraints.txt"):
             shutil.copy(ROOT / name, root)
         (root / "_toc.yml").write_text("format: jb-book\nroot: nbs/index\nchapters:\n- file: nbs/one\n- file: nbs/two\n"
-                                       "- file: nbs/Za_ledger\n")
+                                       "- file: nbs/Za_ledger\n- file: nbs/api\n")
+        (root / "nbs" / "api.md").write_text(
+            "# one\n\n```{eval-rst}\n.. automodule:: llm_literate.one\n   :members:\n```\n")
         (root / "nbs" / "index.md").write_text("# A small book\n")
         (root / "llm_literate" / "assets" / "ledger.toml").write_text(
             '[[record]]\nid = "1-x"\nsection = "1"\nwhat = "an answer"\nvalue = 42\nstatus = "reproduced"\n')
@@ -236,6 +238,8 @@ def test_a_small_book_is_rebuilt_only_where_it_changed(project):
     assert executed == ["one", "two"]
     assert "<math" in project.html("one") and "42 (as in the book, 1)" in project.html("one")
     assert "computed in this build" in project.html("Za_ledger")
+    tree = project.root / "_build" / ".doctrees" / "nbs" / "api.doctree"
+    assert tree.stat().st_size < 50_000, "a page of the library keeps more than itself"
     assert "thebe" not in project.html("one").split("</head>")[0].replace("sphinx-thebe.css", "")
 
     assert project.build()[2] == [], "nothing changed, nothing is executed"
