@@ -88,13 +88,14 @@ site:
 	@echo "== building the book"
 	@$(BOOK) build . -W --keep-going --builder html
 
-# The other pages are left out, so links to them cannot be followed; only a failing cell stops this.
+# The first page comes along, because the theme wants a contents. The others are left out, so links to them cannot be
+# followed; only a failing cell stops this, or a page that takes too much.
 page: NAME = $(basename $(notdir $(PAGE)))
 page: OUT = _build/page/_build/html
 page: setup  ## execute and build one page: make page PAGE=02a_tokenizer
 	@test -f nbs/$(NAME).ipynb || test -f nbs/$(NAME).md || $(BIN)/python -c "$$NEAREST" "$(NAME)"
 	@mkdir -p _build/page && rm -rf $(OUT)/reports $(OUT)/nbs/$(NAME).html
-	@printf 'format: jb-book\nroot: nbs/%s\n' $(NAME) > _build/page/toc.yml
+	@printf 'format: jb-book\nroot: nbs/index\nchapters:\n- file: nbs/%s\n' $(NAME:index=glossary) > _build/page/toc.yml
 	@$(BOOK) build . --toc _build/page/toc.yml --path-output _build/page --quiet > _build/page/log 2>&1 || true
 	@report=$(OUT)/reports/nbs/$(NAME).err.log; ! test -f $$report || { sed '/^Traceback/,/CellExecutionError:/d' $$report; \
 	  echo "nbs/$(NAME).ipynb: the cell above fails. Next: mend it, then make page PAGE=$(NAME)"; exit 1; }
