@@ -114,6 +114,8 @@ serve: setup  ## serve the built site on this machine
 lint: setup  ## ruff on notebooks and tests
 	@$(BIN)/ruff check --output-format concise .
 
+# Pages over their budget of time stop this, and not make book, which a slow machine may take as long for as it likes.
+test: export LLM_LITERATE_TIMED := 1
 test: house lint site  ## everything that passes or fails
 	@echo "== tests"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(addprefix --ignore=,$(FORM))

@@ -55,11 +55,11 @@ def warn_of_strangers(
         print(f"note: the small world has no “{'”, “'.join(unknown)}”; its model "
               "never read of it and may write nonsense there", file=sys.stderr)
 
-# %% ../nbs/05d_command_line.ipynb #5472f731
+# %% ../nbs/05d_command_line.ipynb #511e0329
 def tokenizer_for(
     model, # a GPTModel
     name: str, # what the user called it, for the message
-): # a tiktoken Encoding
+) -> object: # a tiktoken Encoding
     """Find the tokenizer that belongs to a model's vocabulary (this page).
 
     Raises ValueError if none is known.

@@ -6,11 +6,12 @@
 __all__ = ['repeats', 'medley', 'Curriculum', 'text_bits', 'repeat_loss', 'recall', 'mimetic_init', 'waves', 'Recipe', 'watches',
            'begin', 'pretrain', 'model_card', 'write_model', 'main', 'small_record']
 
-# %% ../nbs/05c1_small_model.ipynb #c329ebfc
+# %% ../nbs/05c1_small_model.ipynb #f467dc58
 import json
 import platform
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -50,7 +51,7 @@ def repeats(
     targets[:period] = -100
     return ids, targets
 
-# %% ../nbs/05c1_small_model.ipynb #9d8e95de
+# %% ../nbs/05c1_small_model.ipynb #7b02f340
 def medley(
     random: np.random.Generator, # decides everything
     length: int, # tokens in all, at least 16
@@ -59,12 +60,13 @@ def medley(
     "Set repeats of many lengths behind one another (this page)."
     parts, filled = [], 0
     while filled < length:
-        parts.append(repeats(random, int(random.integers(16, length + 1)), vocab_size, 4))
-        filled += len(parts[-1][0])
+        size = int(random.integers(16, length + 1))
+        parts.append(repeats(random, size, vocab_size, least=4))
+        filled += size
     ids, targets = (np.concatenate(part)[:length] for part in zip(*parts, strict=True))
     return ids, targets
 
-# %% ../nbs/05c1_small_model.ipynb #a36c3acb
+# %% ../nbs/05c1_small_model.ipynb #19e099ea
 class Curriculum(Dataset):
     """Give random windows of a text, and at first many random repeats (this page).
 
@@ -90,7 +92,8 @@ class Curriculum(Dataset):
             raise ValueError(f"share is {share}, must be two numbers in [0, 1]")
         self.ids, self.vocab_size = np.asarray(ids), vocab_size
         self.context_length, self.samples = context_length, samples
-        self.share, self.school, self.seed = share, school, seed
+        self.school, self.seed = school, seed
+        self.share = partial(np.interp, xp=[school, samples], fp=share) # at a sample
 
     def __len__(self):
         return self.samples
@@ -101,8 +104,7 @@ class Curriculum(Dataset):
     ) -> tuple[torch.Tensor, torch.Tensor]: # inputs and targets (t,), int64
         i, t = range(self.samples)[i], self.context_length + 1
         random = np.random.default_rng((self.seed, i))
-        share = np.interp(i, [self.school, self.samples], self.share)
-        if i < self.school or random.random() < share:
+        if i < self.school or random.random() < self.share(i):
             draw = repeats if i < self.school else medley
             ids, targets = draw(random, t, self.vocab_size)
         else:
