@@ -2,7 +2,8 @@
 
     python tests/run_pages.py binder                          all pages, in an environment made from .binder/ alone
     python tests/run_pages.py colab 03a_self_attention        one page, with the package installed by its first cell
-    python tests/run_pages.py binder --record                 replaces the part of the record that the site shows
+    python tests/run_pages.py binder --record                 writes the record that the site shows; with pages named,
+                                                              only theirs is replaced
 
 Linux only: the limit on memory is kept by looking into /proc. It needs what pip needs, and no other network.
 nbs/Zi_everywhere.ipynb explains how it works.
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "llm_literate" / "assets" / "pages.json"
 BINDER_MEMORY = 2 * 2**30  # bytes that a container on Binder gets
 # What Colab brings along, as far as the pages need it; the package itself is not among it.
-ON_COLAB = ["numpy", "pandas", "matplotlib", "scipy", "requests", "tqdm", "nbconvert", "ipykernel"]
+ON_COLAB = ["numpy", "pandas", "matplotlib", "scikit-learn", "scipy", "requests", "tqdm", "nbconvert", "ipykernel"]
 COLAB_KERNEL = "--IPKernelApp.exec_lines=import sys, types; sys.modules['google.colab'] = types.ModuleType('colab')"
 
 
@@ -136,9 +137,14 @@ def all_pages(book: Path = ROOT) -> list[str]:
     return [name for name in named if name in found]
 
 
-def write(path: Path, place: str, part: dict) -> None:
-    "Put one place's part into a record and leave the other's as it is."
+def write(path: Path, place: str, part: dict, order: list[str], some: bool) -> None:
+    "Put one place's part into a record; where only some pages ran, the others stay as they were measured."
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if some and place in record:
+        new = {run["page"] for run in part["runs"]}
+        kept = [run for run in record[place]["runs"] if run["page"] not in new and run["page"] in order]
+        part = part | {"runs": kept + part["runs"], "shared": part["shared"] or record[place]["shared"]}
+    part["runs"].sort(key=lambda run: order.index(run["page"]))
     record[place] = part
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
@@ -166,15 +172,16 @@ def main(args: list[str] | None = None) -> int:
         place = PLACES[chosen.place](Path(folder), book)
         made = datetime.now(UTC)
         for page in chosen.pages or known:
-            runs.append(run := place.run(page))
+            since = datetime.now(UTC).isoformat(timespec="minutes")
+            run = place.run(page)
+            runs.append(asdict(run) | {"date": since, "commit": commit})
             took = f"{run.seconds:7.1f} s, {run.processor:6.1f} s at work, {run.memory / 1e6:5.0f} MB"
             print(f"{page:28}{took}  {run.error or 'ok'}", flush=True)
-        part = {"date": begun.isoformat(timespec="minutes"), "command": f"python tests/run_pages.py {chosen.place}",
-                "commit": commit, "shared": chosen.shared, "machine": machine(),
+        part = {"command": f"python tests/run_pages.py {chosen.place}", "shared": chosen.shared, "machine": machine(),
                 "setup_seconds": round((made - begun).total_seconds()),
-                "versions": versions(place.python), "runs": [asdict(run) for run in runs]}
-    write(path, chosen.place, part)
-    failed = [run.page for run in runs if run.error]
+                "versions": versions(place.python), "runs": runs}
+    write(path, chosen.place, part, known, bool(chosen.pages))
+    failed = [run["page"] for run in runs if run["error"]]
     print(f"{len(runs) - len(failed)} pages ran, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}; "
           f"the record is {os.path.relpath(path)}")
     return bool(failed)

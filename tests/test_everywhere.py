@@ -1,11 +1,13 @@
 """Measuring and executing pages: high-water marks, limits, failures, foreign kernels; and the program around them."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -237,11 +239,13 @@ def test_record_that_ships_is_whole():
     record = last_record()
     assert set(record) == set(run_pages.PLACES)
     for place, part in record.items():
-        runs = [Run(**run) for run in part["runs"]]
+        runs = [Run(**{key: run[key] for key in Run.__dataclass_fields__}) for run in part["runs"]]
         assert 0 < len({run.page for run in runs}) == len(runs)
         assert part["command"] == f"python tests/run_pages.py {place}"
-        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d\+00:00", part["date"])
-        assert re.fullmatch(r"[0-9a-f]{10}", part["commit"]) and part["shared"] in (True, False)
+        for run in part["runs"]:
+            assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d\+00:00", run["date"])
+            assert re.fullmatch(r"[0-9a-f]{10}", run["commit"])
+        assert part["shared"] in (True, False)
         assert {"Python", "torch"} <= set(part["versions"]) and part["machine"]["cores"] >= 1
         assert [run.error for run in runs if run.error] == [], "mend the page, then record the run again"
         if place == "binder":
@@ -250,6 +254,32 @@ def test_record_that_ships_is_whole():
 
 def test_all_notebooks_are_in_the_run():
     assert set(run_pages.all_pages()) == {path.stem for path in (ROOT / "nbs").glob("*.ipynb")}
+
+
+def test_pages_import_only_what_the_places_have():
+    "A page may import what the package needs, what every notebook server has, and what .binder/postBuild adds."
+    from importlib.metadata import packages_distributions
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split(r"[^\w-]", entry)[0].lower().replace("_", "-") for entry in project["dependencies"]}
+    added = (ROOT / ".binder" / "postBuild").read_text(encoding="utf-8").split("--editable .")[1].split()
+    assert added and set(added) <= set(run_pages.ON_COLAB), "tests/run_pages.py: Colab has no " + " ".join(added)
+    servers = {"ipython", "nbformat", "nbclient", "jupyter-client"}
+    owners, told = packages_distributions(), []
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], start=1):
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or "%pip" in source or "#| eval: false" in source:
+                continue
+            for node in ast.parse("\n".join(line for line in source.splitlines() if line[:1] not in "%!")).body:
+                names = [a.name for a in getattr(node, "names", [])] if isinstance(node, ast.Import) else (
+                    [node.module] if isinstance(node, ast.ImportFrom) else [])
+                for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"llm_literate"}:
+                    whose = {owner.lower().replace("_", "-") for owner in owners.get(name, [name])}
+                    if not whose & (needed | servers | set(added)):
+                        told.append(f"{path.name}: cell {number} imports {name}, which Binder lacks; "
+                                    "add it to .binder/postBuild, or import it where it is missed without harm")
+    assert not told, "\n".join(told)
 
 
 class Stub:
@@ -272,12 +302,19 @@ def test_program_writes_what_it_found(tmp_path, monkeypatch, capsys):
     out = tmp_path / "deep" / "pages.json"
     assert run_pages.main(["binder", "03a_self_attention", "--out", str(out)]) == 0
     assert run_pages.main(["colab", "04b_model", "02a_tokenizer", "--out", str(out)]) == 1
+    assert not list(out.parent.glob("*.new"))
     record = json.loads(out.read_text(encoding="utf-8"))
     assert [run["page"] for run in record["binder"]["runs"]] == ["03a_self_attention"]
-    assert [run["error"] for run in record["colab"]["runs"]] == ["cell 3: ValueError: no", ""]
+    assert [run["error"] for run in record["colab"]["runs"]] == ["", "cell 3: ValueError: no"], "in the book's order"
     assert "1 pages ran, 1 failed: 04b_model" in capsys.readouterr().out
+    assert run_pages.main(["binder", "02a_tokenizer", "--out", str(out), "--shared"]) == 0
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert [run["page"] for run in record["binder"]["runs"]] == ["02a_tokenizer", "03a_self_attention"], "one is added"
+    assert record["binder"]["shared"] and not record["colab"]["shared"]
     assert run_pages.main(["binder", "--out", str(out)]) == 1, "no page named means all"
-    assert len(json.loads(out.read_text(encoding="utf-8"))["binder"]["runs"]) == len(run_pages.all_pages())
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert len(record["binder"]["runs"]) > 30 and not record["binder"]["shared"], "all are new"
+    assert len(record["colab"]["runs"]) == 2
 
 
 @pytest.mark.parametrize("args", [["nowhere"], ["binder", "no_such_page"], []])
