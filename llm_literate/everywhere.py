@@ -47,7 +47,7 @@ def _kilobytes(text, key):
     return 0
 
 # %% ../nbs/Zi_everywhere.ipynb #15fa32cb
-BUDGET_SECONDS = 180  # of processor time, for one page
+BUDGET_SECONDS = 240  # of processor time: three minutes on two cores
 BUDGET_MEMORY = 1_500_000_000  # bytes
 
 

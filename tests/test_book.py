@@ -171,10 +171,10 @@ def test_ledger_rows_tell_what_was_seen():
 @pytest.mark.parametrize(
     ("memory", "seconds", "told"),
     [
-        (1.5e9, 180.0, []),
-        (1.4e9, 181.0, ["takes 181 s of processor time, at most 180"]),
+        (1.5e9, 240.0, []),
+        (1.4e9, 241.0, ["takes 241 s of processor time, at most 240"]),
         (1.71e9, 0.0, ["needs 1.7 GB of memory, at most 1.5"]),
-        (2e9, 500.0, ["takes 500 s of processor time, at most 180", "needs 2.0 GB of memory, at most 1.5"]),
+        (2e9, 500.0, ["takes 500 s of processor time, at most 240", "needs 2.0 GB of memory, at most 1.5"]),
     ],
 )
 def test_a_page_over_its_budget_is_told_in_one_line(memory, seconds, told):
