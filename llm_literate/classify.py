@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'RECIPE', 'load_messages', 'balance', 'split', 'SpamDataset', 'to_classifier', 'classifier_loss', 'predict',
            'accuracy', 'wilson', 'report', 'small_classifier', 'Verdict', 'classify', 'command']
 
-# %% ../nbs/06_classification.ipynb #f272b549
+# %% ../nbs/06_classification.ipynb #79bfa3cb
 import csv
 import math
 import sys
@@ -26,7 +26,6 @@ from .data import make_loader
 from .loss import to_device
 from .model import GPTModel, eval_mode
 from .small_world import messages as small_messages
-from .speed import has_bf16
 from .tokenizer import small_tokenizer
 from .train import train, warmup_cosine
 from .weights import load_model, load_pretrained, made_once, read_about
@@ -288,7 +287,7 @@ def report(
             "precision": found / called if called else math.nan,
             "recall": found / real if real else math.nan}
 
-# %% ../nbs/06_classification.ipynb #db43ed0d
+# %% ../nbs/06_classification.ipynb #83ca242a
 RECIPE = {"n": 8000, "epochs": 3, "lr": 4e-4, "batch_size": 16, "seed": 0}
 
 
@@ -301,7 +300,6 @@ def small_classifier(
     **options, # for `train`
 ) -> GPTModel: # in evaluation mode
     "Teach the shipped small model to tell the small world's spam (book 6.7)."
-    options = {"autocast": torch.bfloat16 if has_bf16() else None} | options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = to_classifier(load_pretrained("small"), train="all")

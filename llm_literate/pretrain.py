@@ -66,7 +66,7 @@ def medley(
     ids, targets = (np.concatenate(part)[:length] for part in zip(*parts, strict=True))
     return ids, targets
 
-# %% ../nbs/05c1_small_model.ipynb #19e099ea
+# %% ../nbs/05c1_small_model.ipynb #d8f0a26e
 class Curriculum(Dataset):
     """Give random windows of a text, and at first many random repeats (this page).
 
@@ -90,10 +90,9 @@ class Curriculum(Dataset):
                              "and its targets; give a longer text")
         if not all(0 <= part <= 1 for part in share):
             raise ValueError(f"share is {share}, must be two numbers in [0, 1]")
-        self.ids, self.vocab_size = np.asarray(ids), vocab_size
-        self.context_length, self.samples = context_length, samples
-        self.school, self.seed = school, seed
-        self.share = partial(np.interp, xp=[school, samples], fp=share) # at a sample
+        self.ids, self.samples, self.school = np.asarray(ids), samples, school
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.seed, self.share = seed, partial(np.interp, xp=[school, samples], fp=share)
 
     def __len__(self):
         return self.samples
