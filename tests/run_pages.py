@@ -180,7 +180,7 @@ def main(args: list[str] | None = None) -> int:
         part = {"command": f"python tests/run_pages.py {chosen.place}", "shared": chosen.shared, "machine": machine(),
                 "setup_seconds": round((made - begun).total_seconds()),
                 "versions": versions(place.python), "runs": runs}
-    write(path, chosen.place, part, known, bool(chosen.pages))
+        write(path, chosen.place, part, known, bool(chosen.pages))
     failed = [run["page"] for run in runs if run["error"]]
     print(f"{len(runs) - len(failed)} pages ran, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}; "
           f"the record is {os.path.relpath(path)}")
