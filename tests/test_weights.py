@@ -102,6 +102,8 @@ def test_what_is_saved_comes_back(config, dtype, by_columns, classes, bias):
         assert parameter.dtype == torch.float32 and parameter.equal(expected) and parameter.is_contiguous()
         assert parameter.requires_grad and parameter.is_leaf
     assert (back.out_head.weight is back.tok_emb.weight) == (config.tie_weights and not classes)
+    if by_columns:  # the same order of additions: a norm of two numbers makes much of a rounding
+        faster_decoding(back)
     if dtype in (None, torch.float32):
         torch.testing.assert_close(logits(back), logits(model), rtol=1e-5, atol=1e-5)
 
