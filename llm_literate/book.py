@@ -6,7 +6,7 @@
 __all__ = ['over_budget', 'deal', 'dress_figure', 'as_rst', 'parameter_lines', 'mathml', 'ledger_rows', 'ledger_row_html',
            'setup']
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #9370c1b7
+# %% ../nbs/Z_how_this_book_is_built.ipynb #ef82c864
 import json
 import os
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .notebooks import page_digest, prepare, surroundings
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #aabd61a6
+# %% ../nbs/Z_how_this_book_is_built.ipynb #648e9c57
 def _root(app):
     return Path(app.srcdir)
 
@@ -75,7 +75,7 @@ def _merge(app, env, docnames, other):
         {name: page for name, page in _pages(other).items() if name in docnames}
     )
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #5b1e7a02
+# %% ../nbs/Z_how_this_book_is_built.ipynb #bcfde345
 _TAKEN = re.compile(r'data-page-memory="(\d+)" data-page-seconds="([\d.]+)"')
 
 
@@ -117,7 +117,7 @@ def _spendthrift(app, env):
         for line in over_budget(name, memory, seconds if timed else 0):
             logging.getLogger(__name__).warning("%s", line)
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #c81b68c2
+# %% ../nbs/Z_how_this_book_is_built.ipynb #dbb12fac
 def deal(
     names: list[str],  # names of pages
     heavy: set[str],  # those that take long
@@ -129,6 +129,12 @@ def deal(
 
 def _queue(app, env, docnames):
     from multiprocessing import Value
+
+    from jupyter_cache import get_cache
+    from jupyter_cache.cache.db import OrmBase
+
+    cache = get_cache(env.mystnb_config.execution_cache_path)
+    OrmBase.metadata.create_all(cache.db)  # what is there already stays
 
     notebooks = {
         name for name in docnames if Path(env.doc2path(name)).suffix == ".ipynb"
@@ -185,7 +191,7 @@ def dress_figure(
         markup = f"<figure>{markup}<figcaption>{text}</figcaption></figure>"
     return markup
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #cc160037
+# %% ../nbs/Z_how_this_book_is_built.ipynb #a92fadfe
 def _is_code_cell(node):
     return getattr(node, "attributes", {}).get("nb_element") == "cell_code"
 
@@ -433,7 +439,7 @@ def _fill_ledger(app, doctree, docname):
 def _is_ledger_table(node):
     return "lit-ledger-table" in getattr(node, "attributes", {}).get("classes", [])
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #290e4c3a
+# %% ../nbs/Z_how_this_book_is_built.ipynb #d663d60a
 def _own_nodes(app, doctree):
     for node in doctree.findall():
         node.document = doctree
@@ -529,7 +535,7 @@ def _add_parts(app):
         "mathml", (_visit_math, None), (_visit_math_block, None)
     )
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #85b471a5
+# %% ../nbs/Z_how_this_book_is_built.ipynb #0f7c8643
 def setup(
     app,  # Sphinx's application
 ) -> dict:  # what Sphinx wants to know about an extension

@@ -4,11 +4,14 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from jupyter_cache import get_cache
 
 from llm_literate import book, notebooks
 from llm_literate.ledger import Record
@@ -139,6 +142,21 @@ def test_dealing_keeps_every_page_and_splits_the_work():
     order = book.deal(list("abcdefgh"), heavy=set("abcd"))
     assert sorted(order) == list("abcdefgh")
     assert len(set("abcd") & set(order[:4])) == 2
+
+
+@pytest.mark.parametrize("before", ["no folder", "an empty file", "a full cache"])
+def test_the_cache_stands_before_two_processes_read_it(tmp_path, before):
+    folder = tmp_path / "cache"
+    if before == "an empty file":  # what a build that was killed at the wrong moment leaves
+        folder.mkdir()
+        (folder / "global.db").touch()
+    elif before == "a full cache":
+        get_cache(folder).change_cache_limit(7)
+    env = SimpleNamespace(mystnb_config=SimpleNamespace(execution_cache_path=str(folder)), doc2path=lambda name: name)
+    book._queue(SimpleNamespace(), env, ["a.md"])
+    tables = {row[0] for row in sqlite3.connect(folder / "global.db").execute("SELECT name FROM sqlite_master")}
+    assert {"settings", "nbproject", "nbcache"} <= tables
+    assert get_cache(folder).get_cache_limit() == (7 if before == "a full cache" else 1000)
 
 
 @pytest.mark.parametrize(
