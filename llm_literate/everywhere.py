@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .notebooks import cell_tags, directives
 
-# %% ../nbs/Zi_everywhere.ipynb #50c0e4ac
+# %% ../nbs/Zi_everywhere.ipynb #4f3c458d
 def peak_memory(
     pid: int | None = None,  # a process on Linux; None means this one
 ) -> int:  # bytes; 0 where the system does not say
@@ -35,7 +35,8 @@ def peak_memory(
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
-        for who in resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN:
+        ourselves = [] if most else [resource.RUSAGE_SELF]
+        for who in *ourselves, resource.RUSAGE_CHILDREN:
             most = max(most, resource.getrusage(who).ru_maxrss * unit)
     return most
 
@@ -46,7 +47,7 @@ def _kilobytes(text, key):
             return int(line.split()[1]) * 1024
     return 0
 
-# %% ../nbs/Zi_everywhere.ipynb #15fa32cb
+# %% ../nbs/Zi_everywhere.ipynb #a2ec1e1f
 BUDGET_SECONDS = 240  # of processor time: three minutes on two cores
 BUDGET_MEMORY = 1_500_000_000  # bytes
 

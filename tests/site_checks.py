@@ -3,8 +3,9 @@
 Every check yields one line for each fault, so that a test has only to list them.
 """
 
+import importlib
+import os
 import re
-import shutil
 import sys
 import threading
 from collections import Counter
@@ -14,6 +15,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+
+from llm_literate.printing import find_browser
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -25,6 +30,33 @@ CHROME = {
     "button.copybtn": "the copy button of a code cell, seen only under the mouse",
     ".sig-return-icon": "the arrow of a signature, which axe takes for an icon",
 }
+
+
+# What is needed, and may be missing
+
+
+def tool(name):
+    "Import what only these tests need. Without it they skip, but not where CI is set."
+    if os.environ.get("CI"):
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason=f"these tests need {name}, which `make setup` installs")
+
+
+def missing(what):
+    "Skip where something is missing; where the site is to be tested in earnest, fail."
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+@contextmanager
+def a_browser():
+    "Give the system's Chromium, without a window."
+    playwright = tool("playwright.sync_api")
+    if not (path := find_browser()):
+        missing("there is no Chromium on this machine: install chromium or google-chrome")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 # The HTML alone
@@ -212,11 +244,6 @@ def served(folder, prefix="/"):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}{prefix}"
         server.shutdown()
-
-
-def find_browser():
-    "Find the system's Chromium, or a relative."
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @dataclass

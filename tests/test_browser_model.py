@@ -5,9 +5,7 @@ where CI is set they fail instead.
 """
 
 import hashlib
-import importlib
 import json
-import os
 import re
 import threading
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import site_checks as checks
 import torch
 from hypothesis import example, given
 from hypothesis import settings as limits
@@ -25,16 +24,7 @@ from llm_literate.scripts import SHIPPED, furnish
 from llm_literate.tokenizer import BPETokenizer, small_tokenizer
 from llm_literate.weights import load_pretrained
 
-
-def tool(name):
-    "Import what only these tests need. Without it they skip, but not where CI is set."
-    if os.environ.get("CI"):
-        return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"these tests need {name}, which `make setup` installs")
-
-
-playwright = tool("playwright.sync_api")
-checks = tool("site_checks")
+playwright = checks.tool("playwright.sync_api")
 
 FIGURES = ("generate", "attention", "sampling")
 TEXTS = ("", "Once upon a time", "Anna lives by the pond. Anna has a cat.", "Zürich, 12 °C:\n\ttea ☕ for 2!", "a" * 60)
@@ -159,13 +149,9 @@ def well(server):
 
 @pytest.fixture(scope="module")
 def browser():
-    path = checks.find_browser()
-    if not path:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=checks.FLAGS)
+    "Give one browser for all tests."
+    with checks.a_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -652,7 +638,7 @@ def test_without_scripts_the_drawings_stay(browser, server):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_figures_are_fit_for_everybody(page, theme, lines):
-    tool("axe_playwright_python")
+    checks.tool("axe_playwright_python")
     loaded(page)
     slide(page, "generate", "Tokens at most", "Home")
     press(page, "generate", "Write")
@@ -670,7 +656,7 @@ def test_figures_are_fit_for_everybody(page, theme, lines):
 def test_figures_answer_on_the_built_site(browser, root):
     site = root / "_build" / "html"
     if not (site / "nbs" / "05e_javascript.html").exists():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("the page is not built: run `make book`")
+        checks.missing("the page is not built: run `make book`")
     with serving(site) as server, browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{server.home}nbs/05e_javascript.html")

@@ -81,9 +81,18 @@ def test_mark_stays_when_memory_is_given_back(child):
 def test_peak_of_this_process_knows_its_finished_children():
     code = ("import subprocess, sys; from llm_literate.everywhere import peak_memory; first = peak_memory()\n"
             "subprocess.run([sys.executable, '-c', 'b\".\" * (200 * 2**20)']); print(first, peak_memory())")
-    shell = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, code]  # else Linux counts this process's memory, too
-    first, then = map(int, subprocess.run(shell, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+    first, then = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                          check=True, cwd=ROOT).stdout.split())
     assert 0 < first < 150 * MB and 200 * MB <= then < 350 * MB
+
+
+@linux
+def test_peak_does_not_count_the_program_that_started_this_one():
+    code = "from llm_literate.everywhere import peak_memory; print(peak_memory())"
+    large = (f"import subprocess, sys; block = b'.' * (400 * 2**20); "
+             f"subprocess.run([sys.executable, '-c', {code!r}], check=True)")
+    done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert 0 < int(done.stdout) < 150 * MB
 
 
 @linux

@@ -21,11 +21,6 @@ STARTS = ("02a0_words", "03a_self_attention", "04a_building_blocks", "05a0_loss"
           "07a_instructions")
 
 
-def missing(what):
-    "Skip where something is missing; where the site is to be tested in earnest, fail."
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
-
-
 @pytest.fixture(scope="module")
 def contents():
     "Give the pages of the book in order."
@@ -44,7 +39,7 @@ def site():
     "Give the built pages."
     pytest.importorskip("bs4")
     if not (SITE / "nbs" / "glossary.html").exists():
-        missing("there is no built site in _build/html: run `make book`")
+        checks.missing("there is no built site in _build/html: run `make book`")
     return checks.read_site(SITE / "nbs")
 
 
@@ -254,12 +249,7 @@ def test_budgets_are_told_with_their_mend():
 @pytest.fixture(scope="module")
 def search(site):
     "Give a function that asks the site's own search, in a browser."
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = checks.find_browser()
-    if not path:
-        missing("there is no Chromium on this machine: install chromium or google-chrome")
-    with checks.served(SITE) as home, playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=checks.FLAGS)
+    with checks.served(SITE) as home, checks.a_browser() as chromium:
         page = chromium.new_page()
 
         def ask(words):
@@ -268,7 +258,6 @@ def search(site):
             return [link.get_attribute("href") for link in page.locator("#search-results li a").all()[:4]]
 
         yield ask
-        chromium.close()
 
 
 @pytest.mark.site
@@ -357,7 +346,7 @@ def test_drawings_stay_whole_and_code_keeps_its_colours(tmp_path):
 def test_a_small_book_is_printed_with_numbers_and_links(tmp_path):
     pypdf, root = pytest.importorskip("pypdf"), small_site(tmp_path)
     if not printing.find_browser():
-        missing("there is no Chromium on this machine: install chromium or google-chrome")
+        checks.missing("there is no Chromium on this machine: install chromium or google-chrome")
     pages = root / "_build" / "html" / "nbs"
     assert printing.offer_pdf(root / "_build" / "html") == 0
     assert "llm_literate.pdf" not in (pages / "one.html").read_text()

@@ -120,7 +120,7 @@ def test_the_command_mends_and_touches_nothing_else(folder):
 
 
 def test_a_build_brings_a_changed_script_though_no_page_changed(folder, tmp_path):
-    application = tool("sphinx.application")
+    application = checks.tool("sphinx.application")
     for name in scripts.SHIPPED:
         path = tmp_path / "llm_literate" / "assets" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def test_a_build_brings_a_changed_script_though_no_page_changed(folder, tmp_path
 
 
 def test_scripts_can_be_coloured(root, lines):
-    lexers, token = tool("pygments.lexers"), tool("pygments.token")
+    lexers, token = checks.tool("pygments.lexers"), checks.tool("pygments.token")
     told = []
     for path in sorted((root / "nbs" / "_static").glob("*.mjs")):
         bad = [text for kind, text in lexers.JavascriptLexer().get_tokens(path.read_text(encoding="utf-8"))
@@ -186,24 +186,11 @@ def test_frames_are_whole(root, pages, lines):
 # In the browser
 
 
-def tool(name):
-    "Import what only these tests need. Without it they skip, but not where CI is set."
-    if os.environ.get("CI"):
-        return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"this test needs {name}, which `make setup` installs")
-
-
 @pytest.fixture(scope="module")
 def browser():
     "Give one browser for all tests."
-    playwright = tool("playwright.sync_api")
-    if not (path := checks.find_browser()):
-        missing = pytest.fail if os.environ.get("CI") else pytest.skip
-        missing("there is no Chromium on this machine: install chromium or google-chrome")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=checks.FLAGS)
+    with checks.a_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 PAGE = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Figures</title>
@@ -220,7 +207,7 @@ def place(pages, tmp_path_factory):
     (site / "nbs").mkdir()
     theme = importlib.util.find_spec("pydata_sphinx_theme")
     if not theme:
-        tool("pydata_sphinx_theme")
+        checks.tool("pydata_sphinx_theme")
     shutil.copytree(Path(theme.origin).parent / "theme" / "pydata_sphinx_theme" / "static" / "styles",
                     site / "_static" / "styles")
     scripts.tangle(ROOT / "nbs", site / "_static")
@@ -507,7 +494,7 @@ def test_models_of_the_cache_are_those_of_the_library(page):
 
 
 def test_figures_can_be_used_by_everybody(page):
-    tool("axe_playwright_python")
+    checks.tool("axe_playwright_python")
     told = []
     Keys(page, "bpe").reach("Next merge").press("Enter")
     for theme in ("light", "dark"):

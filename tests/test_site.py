@@ -5,8 +5,6 @@ Without a built site or a browser these tests skip; where CI is set they fail in
 """
 
 import ast
-import importlib
-import os
 import re
 import struct
 import tomllib
@@ -16,16 +14,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 import site_checks as checks
 
-
-def tool(name):
-    "Import what only these tests need. Without it they skip, but not where CI is set."
-    if os.environ.get("CI"):
-        return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"the site's tests need {name}, which `make setup` installs")
-
-
-yaml, playwright = tool("yaml"), tool("playwright.sync_api")
-tool("bs4"), tool("axe_playwright_python")
+yaml, playwright = checks.tool("yaml"), checks.tool("playwright.sync_api")
+checks.tool("bs4"), checks.tool("axe_playwright_python")
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
@@ -50,16 +40,11 @@ each_page = pytest.mark.parametrize("page", PAGES)
 each_notebook = pytest.mark.parametrize("page", NOTEBOOKS)
 
 
-def missing(what):
-    "Skip where something is missing; where the site is to be tested in earnest, fail."
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
-
-
 @pytest.fixture(scope="module")
 def site():
     "Give every built page, parsed, by its path."
     if not (SITE / "index.html").exists():
-        missing("there is no built site in _build/html: run `make book`")
+        checks.missing("there is no built site in _build/html: run `make book`")
     return checks.read_site(SITE)
 
 
@@ -78,13 +63,8 @@ def repository():
 @pytest.fixture(scope="module")
 def browser():
     "Give one browser for all tests."
-    path = checks.find_browser()
-    if not path:
-        missing("there is no Chromium on this machine: install chromium or google-chrome")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=checks.FLAGS)
+    with checks.a_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -100,24 +100,11 @@ export function slider(
   return control;
 }
 
-/** Make a labelled list to choose from; `options` are [value, words] pairs. */
-export function choice({ label, options, value = options[0][0] }, changed) {
-  const id = fresh();
-  const input = make(
-    "select",
-    { id, change: () => changed?.() },
-    options.map(([key, words]) =>
-      make("option", { value: key, selected: key === value }, words),
-    ),
-  );
-  const element = make(
-    "div",
-    { class: "explorer-control" },
-    make("label", { for: id }, label),
-    input,
-  );
+/** Put a label before an input; what it holds is the `value` of the control. */
+function labelled(label, input, kind = "explorer-control") {
+  const name = make("label", { for: input.id }, label);
   return {
-    element,
+    element: make("div", { class: kind }, name, input),
     input,
     get value() {
       return input.value;
@@ -128,11 +115,22 @@ export function choice({ label, options, value = options[0][0] }, changed) {
   };
 }
 
+/** Make a labelled list to choose from; `options` are [value, words] pairs. */
+export function choice({ label, options, value = options[0][0] }, changed) {
+  const input = make(
+    "select",
+    { id: fresh(), change: () => changed?.() },
+    options.map(([key, words]) =>
+      make("option", { value: key, selected: key === value }, words),
+    ),
+  );
+  return labelled(label, input);
+}
+
 /** Make a labelled text field; `rows` above 1 make it tall. */
 export function field({ label, value = "", rows = 1, limit = 2000 }, changed) {
-  const id = fresh();
   const attributes = {
-    id,
+    id: fresh(),
     maxlength: limit,
     spellcheck: "false",
     autocomplete: "off",
@@ -143,22 +141,7 @@ export function field({ label, value = "", rows = 1, limit = 2000 }, changed) {
       ? make("textarea", { ...attributes, rows })
       : make("input", { ...attributes, type: "text" });
   input.value = value;
-  const element = make(
-    "div",
-    { class: "explorer-control explorer-wide" },
-    make("label", { for: id }, label),
-    input,
-  );
-  return {
-    element,
-    input,
-    get value() {
-      return input.value;
-    },
-    set value(wanted) {
-      input.value = wanted;
-    },
-  };
+  return labelled(label, input, "explorer-control explorer-wide");
 }
 
 /** Make a button. */
