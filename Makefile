@@ -127,13 +127,13 @@ vocabulary: setup  ## train the shipped vocabulary again
 # Memory that is kept for the next step need not be asked for again (glibc).
 pretrain: export MALLOC_TOP_PAD_ := 268435456
 pretrain: export MALLOC_TRIM_THRESHOLD_ := 17179869184
-pretrain: setup  ## train the model that ships once more (an hour or more)
+pretrain: setup  ## train the shipped model again, and its relative of one layer (an hour or more)
 	@$(BIN)/python -m llm_literate.pretrain --folder runs/small
 	@$(BIN)/python -m llm_literate.pretrain --folder runs/one_layer --layers 1
 	@cp runs/small/small_model.* llm_literate/assets/
 	@cp runs/one_layer/small_model.json llm_literate/assets/one_layer.json
 
-pictures: setup  ## draw the logo and the other stored pictures again
+pictures: setup  ## draw the stored pictures again: the roadmap and the preview
 	@$(BIN)/python -c 'from llm_literate import figures; figures.write_assets()'
 
 # Without what they need for other things, which would replace the tested versions.

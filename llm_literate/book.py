@@ -117,21 +117,40 @@ def _spendthrift(app, env):
         for line in over_budget(name, memory, seconds if timed else 0):
             logging.getLogger(__name__).warning("%s", line)
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #dbb12fac
+# %% ../nbs/Z_how_this_book_is_built.ipynb #90bd4310
 def deal(
     names: list[str],  # names of pages
-    heavy: set[str],  # those that take long
-) -> list[str]:  # the same names in an order that can be cut in the middle
-    "Order pages so that two halves of the list carry equal work (appendix Z)."
-    first, rest = sorted(heavy.intersection(names)), sorted(set(names) - heavy)
-    return first[::2] + rest + first[1::2]
+    work: dict[str, float],  # name → seconds that it will take
+    room: list[int],  # number of pages in each piece of the list
+    at_once: int,  # number of pieces that are read at a time
+) -> list[str]:  # the same names in another order
+    "Order pages so that the pieces that are read first carry equal work (appendix Z)."
+    pieces = [[] for _ in room]
+
+    def load(i):
+        return sum(work[name] for name in pieces[i])
+
+    for name in sorted(names, key=lambda name: (-work[name], name)):
+        free = [i for i in range(len(room)) if len(pieces[i]) < room[i]]
+        first = [i for i in free if i < at_once]
+        pieces[min(first or free, key=load)].append(name)
+    return [name for piece in pieces for name in piece]
 
 
+def _work(notebooks, others):
+    from llm_literate.everywhere import last_record
+
+    runs = last_record()["binder"]["runs"]
+    known = {f"nbs/{run['page']}": run["processor"] for run in runs}
+    return {name: known.get(name, 10) for name in notebooks} | dict.fromkeys(others, 0)
+
+# %% ../nbs/Z_how_this_book_is_built.ipynb #fcc054aa
 def _queue(app, env, docnames):
     from multiprocessing import Value
 
     from jupyter_cache import get_cache
     from jupyter_cache.cache.db import OrmBase
+    from sphinx.util.parallel import make_chunks
 
     cache = get_cache(env.mystnb_config.execution_cache_path)
     OrmBase.metadata.create_all(cache.db)  # what is there already stays
@@ -139,7 +158,9 @@ def _queue(app, env, docnames):
     notebooks = {
         name for name in docnames if Path(env.doc2path(name)).suffix == ".ipynb"
     }
-    docnames[:] = deal(docnames, notebooks)
+    room = [len(piece) for piece in make_chunks(docnames, app.parallel)]
+    work = _work(notebooks, set(docnames) - notebooks)
+    docnames[:] = deal(docnames, work, room, app.parallel)
     app.literate_left = Value("i", len(notebooks))
     print(
         f"{len(docnames)} pages to read, {len(notebooks)} of them notebooks",
@@ -344,29 +365,28 @@ def _visit_math_block(self, node):
     self.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #60cbec40
+# %% ../nbs/Z_how_this_book_is_built.ipynb #c32fc3da
 def ledger_rows(
     records: dict,  # identifier → Record
     marks: dict[str, tuple[str, str]],  # identifier → (page, computed value)
+    there: set[str],  # of what records need: data files, and the scale asked for
 ) -> list[tuple]:  # (record, page or "", computed value, state in words)
     "Join the ledger with the marks of this build (the ledger's page)."
     rows = []
     for record in records.values():
         page, value = marks.get(record.id, ("", ""))
         if record.status == "quoted":
-            state = "quoted from the book"
+            state = "quoted from the book" if page else "never quoted"
         elif page:
             state = (
                 "computed in this build"
                 if record.status == "reproduced"
                 else "corrected in this build"
             )
+        elif set(record.needs) <= there:
+            state = "never checked"
         else:
-            state = (
-                f"not checked in this build: needs {record.needs}"
-                if record.needs
-                else "never checked"
-            )
+            state = f"not checked in this build: needs {' and '.join(record.needs)}"
         rows.append((record, page, value, state))
     return rows
 
@@ -378,23 +398,32 @@ def _marks(env):
         for id, value in page["marks"].items()
     }
 
+# %% ../nbs/Z_how_this_book_is_built.ipynb #e0fad3a9
+def _there(environment):
+    scale = f"LLM_LITERATE_SCALE={environment.get('LLM_LITERATE_SCALE', 'small')}"
+    data = environment.get("LLM_LITERATE_DATA")
+    return {scale, *(path.name for path in Path(data).glob("*"))} if data else {scale}
+
 
 def _unchecked(app, env):
     from sphinx.util import logging
 
     from llm_literate.ledger import records
 
-    for record, _, _, state in ledger_rows(records(), _marks(env)):
-        if state == "never checked":
+    mends = {
+        "never checked": "call check(%r, value) where it is computed",
+        "never quoted": "call quote(%r) where the book is spoken of",
+    }
+    rows = ledger_rows(records(), _marks(env), _there(os.environ))
+    for record, _, _, state in rows:
+        if state in mends:
             logging.getLogger(__name__).warning(
-                "ledger record %r is %s, but no page checked it; "
-                "call check(%r, value) where it is computed",
+                f"ledger record %r was {state} on any page; {mends[state]}",
                 record.id,
-                record.status,
                 record.id,
             )
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #34e95853
+# %% ../nbs/Z_how_this_book_is_built.ipynb #7818a881
 _COLUMNS = ("section", "what", "the book", "this build", "status")
 
 
@@ -411,7 +440,8 @@ def ledger_row_html(
     what = escape(record.what)
     if record.note:
         what += f"<br><small>{escape(record.note)}</small>"
-    cells = [escape(record.section), what, escape(show(record.value)), got or "–"]
+    stated = "differs" if record.status == "erratum" else show(record.value)
+    cells = [escape(record.section), what, escape(stated), got or "–"]
     return (
         f"<tr id='ledger-{escape(record.id)}'>"
         + "".join(f"<td>{cell}</td>" for cell in cells)
@@ -426,7 +456,8 @@ def _fill_ledger(app, doctree, docname):
 
     for place in list(doctree.findall(_is_ledger_table)):
         rows = []
-        for record, page, value, state in ledger_rows(records(), _marks(app.env)):
+        found = ledger_rows(records(), _marks(app.env), _there(os.environ))
+        for record, page, value, state in found:
             uri = app.builder.get_relative_uri(docname, page) if page else ""
             got = f"<a href='{uri}'>{value or 'see the page'}</a>" if page else ""
             rows.append(ledger_row_html(record, got, state))
@@ -439,7 +470,7 @@ def _fill_ledger(app, doctree, docname):
 def _is_ledger_table(node):
     return "lit-ledger-table" in getattr(node, "attributes", {}).get("classes", [])
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #d663d60a
+# %% ../nbs/Z_how_this_book_is_built.ipynb #153dfd45
 def _own_nodes(app, doctree):
     for node in doctree.findall():
         node.document = doctree
@@ -454,8 +485,8 @@ def _mend_page(app, pagename, templatename, context, doctree):
     ]
     context["script_files"][:] = kept
     if context.get("body"):
-        roles = 'role="doc-biblioentry"', 'role="listitem"'
-        context["body"] = context["body"].replace(*roles)
+        entry = r'(<div class="citation"[^>]* )role="doc-biblioentry"'
+        context["body"] = re.sub(entry, r'\1role="listitem"', context["body"])
 
 
 def _start(app):

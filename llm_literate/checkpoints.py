@@ -110,7 +110,7 @@ def _disk_error(error: BaseException) -> BaseException | None:
         error = error.__context__
     return error
 
-# %% ../nbs/05a1_checkpoints.ipynb #91358f96
+# %% ../nbs/05a1_checkpoints.ipynb #22e455d4
 def _read(
     path: Path, # a file that `torch.save` wrote
     device: str = "cpu", # "meta" reads everything but the numbers
@@ -164,7 +164,7 @@ class Checkpoints:
         "List the checkpoints that there are."
         return list(self._steps().values())
 
-# %% ../nbs/05a1_checkpoints.ipynb #a9ab8d24
+# %% ../nbs/05a1_checkpoints.ipynb #6141f5eb
 @patch
 def _write(self: Checkpoints, state: dict, part: Path) -> None:
     "Bring a state to the disk and see that it can be read."
@@ -179,7 +179,7 @@ def _write(self: Checkpoints, state: dict, part: Path) -> None:
         os.fsync(file.fileno())
     _read(part, "meta")
 
-# %% ../nbs/05a1_checkpoints.ipynb #16115eb2
+# %% ../nbs/05a1_checkpoints.ipynb #91093c50
 @patch
 def save(
     self: Checkpoints,

@@ -124,7 +124,7 @@ def _pad(
         ids[i, :len(row)] = torch.tensor(row)
     return ids
 
-# %% ../nbs/06_classification.ipynb #e17a2a6c
+# %% ../nbs/06_classification.ipynb #70bd58ee
 class SpamDataset(Dataset):
     """Encode messages, and give padded batches with places and labels (book 6.3).
 
@@ -172,7 +172,7 @@ class SpamDataset(Dataset):
         self,
         indices: list[int], # the messages of one batch
     ) -> tuple: # ids (b, t), places (b,) and labels (b,)
-        "Give a whole batch, filled up to its longest row."
+        "Fill a batch up to its longest row; to `max_length` if read at the end."
         longest = max(len(self.rows[i]) for i in indices)
         return self._batch(indices, self.max_length if self.read == "end" else longest)
 

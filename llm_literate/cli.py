@@ -96,13 +96,13 @@ def load_writer(
                          f"{model.out_head.out_features} classes and does not write")
     return model, tokenizer_for(model, name)
 
-# %% ../nbs/05d_command_line.ipynb #a33fc4a9
+# %% ../nbs/05d_command_line.ipynb #a00f2ec8
 def generate(
     prompt: str, # how the text begins
     tokens: int = 200, # most tokens to add
     temperature: float = 0.7, # 0 always takes the likeliest token; above 1 gets wild
     top_k: int = None, # draw among so many of the likeliest tokens
-    top_p: float = None, # draw among the likeliest tokens with this share, up to 1
+    top_p: float = None, # draw from the likeliest with this probability in all, up to 1
     seed: int = None, # a number from 0 on; the same one gives the same text
     model: str = "small", # small, a GPT-2 (124M, 355M, 774M, 1558M), or a file
 ) -> None:

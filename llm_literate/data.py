@@ -412,7 +412,7 @@ def _download(
         raise ValueError(f"the answer is longer than {limit} bytes")
     return bytes(body)
 
-# %% ../nbs/02c_data.ipynb #42249790
+# %% ../nbs/02c_data.ipynb #d1e53176
 def why(
     error: Exception, # from an attempt to download
 ) -> str: # one line

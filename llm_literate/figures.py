@@ -83,7 +83,7 @@ def _prefix_ids(svg: str) -> str:
     svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
     return re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}', svg)
 
-# %% ../nbs/Zb_figures.ipynb #e9edca6e
+# %% ../nbs/Zb_figures.ipynb #2a1e54b1
 def to_svg(
     fig,  # a matplotlib Figure
     alt: str = "",  # alternative text, unless the cell has `#| fig-alt`
@@ -113,7 +113,7 @@ def to_svg(
     body = re.sub(r"^<svg[^>]*>", head, svg, count=1, flags=re.S)
     return re.sub(r"\s*\n\s*", " ", body).replace("> <", "><")
 
-# %% ../nbs/Zb_figures.ipynb #a09520f9
+# %% ../nbs/Zb_figures.ipynb #c86dcfc7
 def to_html(
     fig,  # a matplotlib Figure
 ) -> str:  # a `<div class="lit-figure">` with the picture inside
@@ -313,14 +313,14 @@ def box(
     label(ax, x, y, text, PAPER if solid else INK, size, mono=mono, bold=solid)
     return Box(x, y, w, h)
 
-# %% ../nbs/Zb_figures.ipynb #eb70872d
+# %% ../nbs/Zb_figures.ipynb #e66c205e
 def arrow(
     ax,  # a canvas
     a: tuple[float, float],  # from, inches
     b: tuple[float, float],  # to, inches
     text: str = "",  # a word beside its middle
     color: str = INK,  # a house colour
-    bend: float = 0,  # how far it bends to the left, as a part of its length
+    bend: float = 0,  # to the left: its middle moves by half this part of its length
     dashed: bool = False,  # a dashed line: something that may happen, or used to
 ) -> None:
     "Draw an arrow from `a` to `b`, a little short of both (this page)."

@@ -41,7 +41,7 @@ def probabilities(
     logits: torch.Tensor, # (..., v) scores of a model
     temperature: float = 1.0, # 0 or more; below 1 sharpens, above 1 flattens
     top_k: int | None = None, # keep the k likeliest tokens, at least 1
-    top_p: float | None = None, # keep the likeliest tokens with this share, in (0, 1]
+    top_p: float | None = None, # the likeliest with this probability in all, in (0, 1]
 ) -> torch.Tensor: # (..., v) float32, adding up to 1
     "Turn scores into probabilities, the unlikely ones cut away (book 5.3)."
     _check_choice(temperature, top_k, top_p)
@@ -121,7 +121,7 @@ def stream(
     max_new_tokens: int, # tokens to add to each prompt, at most; 0 or more
     temperature: float = 0.0, # 0 takes the likeliest token; see `probabilities`
     top_k: int | None = None, # draw among the k likeliest tokens, at least 1
-    top_p: float | None = None, # draw among the likeliest with this share, in (0, 1]
+    top_p: float | None = None, # the likeliest with this probability in all, in (0, 1]
     eos_id: int | None = None, # a token that ends a row, which then repeats it
     generator: torch.Generator | None = None, # of random numbers; default: torch's own
     use_cache: bool = True, # keep keys and values instead of computing them again
@@ -149,7 +149,7 @@ def generate(
     max_new_tokens: int, # tokens to add to each prompt, at most; 0 or more
     temperature: float = 0.0, # 0 takes the likeliest token; see `probabilities`
     top_k: int | None = None, # draw among the k likeliest tokens, at least 1
-    top_p: float | None = None, # draw among the likeliest with this share, in (0, 1]
+    top_p: float | None = None, # the likeliest with this probability in all, in (0, 1]
     eos_id: int | None = None, # a token that ends a row, which then repeats it
     generator: torch.Generator | None = None, # of random numbers; default: torch's own
     use_cache: bool = True, # keep keys and values instead of computing them again

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STATUSES', 'Record', 'parse_records', 'records', 'plain', 'agree', 'show', 'Mark', 'check', 'quote', 'find']
 
-# %% ../nbs/Za_ledger.ipynb #abb46beb
+# %% ../nbs/Za_ledger.ipynb #b9b5eb57
 import html
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
-# %% ../nbs/Za_ledger.ipynb #35e7b0c8
+# %% ../nbs/Za_ledger.ipynb #d29c9d7c
 STATUSES = ("reproduced", "quoted", "erratum")
 
 
@@ -26,7 +26,7 @@ class Record:
     value: object  # the number, a string, or a (nested) list of numbers
     status: str  # "reproduced", "quoted" or "erratum"
     tolerance: float = 0.0  # largest allowed absolute difference
-    needs: str = ""  # name of a data file the computation needs, else empty
+    needs: list[str] = field(default_factory=list)  # data files, or a scale
     note: str = ""  # anything a reader must know
 
     def __post_init__(self):
@@ -39,6 +39,10 @@ class Record:
             raise ValueError(
                 f"record {self.id!r}: tolerance is {self.tolerance}, "
                 "must not be negative"
+            )
+        if isinstance(self.needs, str):
+            raise ValueError(
+                f"record {self.id!r}: needs is {self.needs!r}, must be a list of names"
             )
 
 # %% ../nbs/Za_ledger.ipynb #b937ff0a

@@ -6,7 +6,7 @@
 __all__ = ['CONFIGS', 'GPTConfig', 'LayerNorm', 'GELU', 'FeedForward', 'TransformerBlock', 'check_ids', 'GPTModel',
            'parameter_table', 'init_weights', 'eval_mode']
 
-# %% ../nbs/04b_model.ipynb #54341d4c
+# %% ../nbs/04b_model.ipynb #02c46546
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

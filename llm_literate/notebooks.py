@@ -120,7 +120,7 @@ def page_digest(
                 digest.update(record.encode())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/Zc_notebooks.ipynb #1ee4a1aa
+# %% ../nbs/Zc_notebooks.ipynb #cbd8fa2d
 def surroundings(
     root: Path,  # folder of the project
     environment: dict[str, str],  # environment variables
@@ -133,10 +133,16 @@ def surroundings(
         if data
         else []
     )
+    told_already = "LLM_LITERATE_DATA", "LLM_LITERATE_TIMED"  # the second is for tests
+    own = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("LLM_LITERATE_") and name not in told_already
+    }
     return json.dumps(
         [
             sys.version_info[:2],
-            environment.get("LLM_LITERATE_SCALE", "small"),
+            {"LLM_LITERATE_SCALE": "small"} | dict(sorted(own.items())),
             listing,
             pins.read_text(encoding="utf-8") if pins.exists() else "",
         ]

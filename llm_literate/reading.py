@@ -72,7 +72,7 @@ def times_line(
         return f"{line}, {so_many(round(seconds), 'second')} to run."
     return f"{line}, {so_many(round(seconds / 60), 'minute')} to run."
 
-# %% ../nbs/Zh_reading.ipynb #e895d9f6
+# %% ../nbs/Zh_reading.ipynb #f73e71f4
 STEPS = {
     "01": 0, "02": 1, "03": 2, "04": 3, "05a_": 4, "05c1": 4, "05a1": 5, "05a3": 5,
     "D": 5, "05a0": 6, "05b": 6, "05c_": 7, "05d": 7, "05e": 7,
@@ -82,7 +82,7 @@ HOMES = (
     "02a0_words", "03a_self_attention", "04a_building_blocks", "05a_pretraining",
     "05a3_training_loop", "05a0_loss", "05c_weights", "06_classification",
     "07a_instructions",
-)  # where each step begins
+)  # the page to which each step leads
 
 
 def step_of(
@@ -176,7 +176,7 @@ def vietnamese_table(
             for name, term in pairs]
     return "\n".join(["| Vietnamese | English |", "|---|---|", *rows])
 
-# %% ../nbs/Zh_reading.ipynb #eda8c17b
+# %% ../nbs/Zh_reading.ipynb #9609fb99
 EVERYDAY = {
     "bias", "canary", "key", "value", "position", "merge", "query", "quoted",
     "reproduced", "rank", "label", "judge", "layer", "model", "weight", "recall",
@@ -195,8 +195,9 @@ def term_pattern(
 
 
 def _forms(term):
-    plural = term[:-1] + "ies" if re.search(r"[^aeiou]y$", term) else term + "s"
-    return [term, plural]
+    if re.search(r"[^aeiou]y$", term):
+        return [term, term[:-1] + "ies"]
+    return [term, term + ("es" if re.search(r"(s|x|z|sh|tch)$", term) else "s")]
 
 # %% ../nbs/Zh_reading.ipynb #a6fba057
 _CLOSED = ("title", "literal", "reference", "pending_xref", "block_quote", "caption",

@@ -143,7 +143,7 @@ def recalls(
     seed: int | str = 0,  # the same seed gives the same stories
     split: str = "val",  # "train", "val" or "test"
 ) -> list[tuple[str, str]]:  # beginning of a story, and the name that must follow
-    """Cut stories before a name that only their beginning tells (this page).
+    """Cut stories before the name of the one they are about (this page).
 
     Raises ValueError if there is no such split.
     """

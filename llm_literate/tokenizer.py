@@ -6,7 +6,7 @@
 __all__ = ['BYTES', 'GPT2_PATTERN', 'cut_words', 'learn_merges', 'merge_word', 'BPETokenizer', 'gpt2_tokenizer',
            'small_tokenizer', 'ENDOFTEXT', 'SimpleTokenizer']
 
-# %% ../nbs/02a_tokenizer.ipynb #3e70ebe5
+# %% ../nbs/02a_tokenizer.ipynb #dffd1d57
 import hashlib
 import importlib.util
 import json
@@ -34,7 +34,7 @@ _OTHERS = [b for b in range(256) if b not in _PRINTABLE]
 BYTES = bytes(_PRINTABLE + _OTHERS)  # id → byte
 _IDS = bytes(BYTES.index(b) for b in range(256))  # byte → id
 
-# %% ../nbs/02a_tokenizer.ipynb #4bb75873
+# %% ../nbs/02a_tokenizer.ipynb #ce53ac03
 _WORDS = (
     r"'(?:[sdmt]|ll|ve|re)"  # English endings: 's 'd 'm 't 'll 've 're
     r"| ?[LETTER]+| ?[DIGIT]+| ?[^\sLETTERDIGIT]+"  # each with the space before it
@@ -54,7 +54,7 @@ def cut_words(
         return _ASCII.findall(text)
     return regex.findall(pattern, text)
 
-# %% ../nbs/02a_tokenizer.ipynb #c9d0cdf8
+# %% ../nbs/02a_tokenizer.ipynb #a9ff6741
 def learn_merges(
     counts: dict[str, int],  # word → how often it occurs
     n: int,  # how many merges to learn, at most

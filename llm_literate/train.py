@@ -215,17 +215,19 @@ def _backward(
                 weight.grad /= count
     return losses, counts
 
-# %% ../nbs/05a3_training_loop.ipynb #3002d32d
+# %% ../nbs/05a3_training_loop.ipynb #28bfb2fe
 def _step(
     run: _Run, # changed in place
     batches: list, # of this step
 ) -> dict: # loss, length of the gradient and learning rate
-    "Take one step: gradients, clipping, the guard, the optimizer (book 5.2 and D.3)."
+    "Take one step: gradients, the guard, clipping, the optimizer (book 5.2 and D.3)."
     factor = run.schedule(run.step, run.total)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     losses, counts = _backward(run, batches)
-    norm = nn.utils.clip_grad_norm_(run.trained, run.max_norm).item()
+    gradients = [w.grad for w in run.trained if w.grad is not None]
+    length = nn.utils.get_total_norm(gradients)
+    norm = length.item()
     losses, counts = [float(x) for x in losses], [int(n) for n in counts]
     wrong = next((i for i, x in enumerate(losses) if not math.isfinite(x)), None)
     if wrong is not None:
@@ -234,6 +236,7 @@ def _step(
         raise TrainingDiverged("no target counts", run, batches)
     if not math.isfinite(norm):
         raise TrainingDiverged(f"the gradient's length is {norm}", run, batches)
+    nn.utils.clip_grads_with_norm_(run.trained, run.max_norm, length)
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.step += 1

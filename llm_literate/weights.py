@@ -525,7 +525,7 @@ def _fetch_gpt2(
                                f"{file.sha256}; it was deleted; try another network")
         again = True
 
-# %% ../nbs/05c_weights.ipynb #157d9b63
+# %% ../nbs/05c_weights.ipynb #c9e290ce
 def load_gpt2(
     size: str = "124M", # "124M", "355M", "774M" or "1558M"
     path: Path | str | None = None, # any file in this layout; default: OpenAI's own
@@ -535,7 +535,7 @@ def load_gpt2(
 ) -> GPTModel: # in evaluation mode
     """Load OpenAI's GPT-2 from this machine or from the hub (book 5.5).
 
-    Raises DataUnavailable, within ten seconds, or WeightsError if it is damaged.
+    Raises DataUnavailable, in ten seconds if nobody answers; WeightsError if damaged.
     """
     _known(size, cache)
     path = path or local_gpt2(size, cache) or _fetch_gpt2(size, cache)

@@ -89,7 +89,7 @@ def plain_ids(
     except TypeError:
         raise ValueError(f"ids must be one row of integers, not {ids!r}") from None
 
-# %% ../nbs/02a0_words.ipynb #31e955b8
+# %% ../nbs/02a0_words.ipynb #b437a7af
 class SimpleTokenizer:
     "Map words and punctuation marks to ids and back (book 2.3, 2.4)."
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jupyter_cache import get_cache
+from sphinx.util.parallel import make_chunks
 
 from llm_literate import book, notebooks
 from llm_literate.ledger import Record
@@ -113,7 +116,9 @@ def test_surroundings_follow_pins_scale_and_data(tmp_path):
     (tmp_path / "constraints.txt").write_text("torch==2")
     seen.add(notebooks.surroundings(tmp_path, {}))
     seen.add(notebooks.surroundings(tmp_path, {"LLM_LITERATE_DATA": str(tmp_path)}))
-    assert len(seen) == 4
+    seen.add(notebooks.surroundings(tmp_path, {"LLM_LITERATE_JUDGE": "llama3"}))
+    assert len(seen) == 5
+    assert notebooks.surroundings(tmp_path, {"LLM_LITERATE_TIMED": "1"}) in seen
 
 
 def test_prepare_keeps_typesetting_out_of_the_executed_page():
@@ -138,10 +143,20 @@ def test_what_a_cell_defines(source, names):
     assert notebooks.defined(source) == names
 
 
-def test_dealing_keeps_every_page_and_splits_the_work():
-    order = book.deal(list("abcdefgh"), heavy=set("abcd"))
-    assert sorted(order) == list("abcdefgh")
-    assert len(set("abcd") & set(order[:4])) == 2
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=60), st.integers(1, 4))
+def test_dealing_keeps_every_page_and_reads_the_long_ones_first(seconds, at_once):
+    work = {f"p{i}": second for i, second in enumerate(seconds)}
+    room = [len(piece) for piece in make_chunks(list(work), at_once)]
+    order = book.deal(list(work), work, room, at_once)
+    assert sorted(order) == sorted(work)
+    early = sum(room[:at_once])
+    assert min(work[name] for name in order[:early]) >= max((work[name] for name in order[early:]), default=0)
+
+
+def test_two_long_pages_are_not_read_one_after_the_other():
+    work = dict.fromkeys("abcdefgh", 1) | {"c": 50, "d": 60}
+    order = book.deal(list("abcdefgh"), work, [4, 4], at_once=2)
+    assert order.index("d") < 4 <= order.index("c")
 
 
 @pytest.mark.parametrize("before", ["no folder", "an empty file", "a full cache"])
@@ -153,7 +168,7 @@ def test_the_cache_stands_before_two_processes_read_it(tmp_path, before):
     elif before == "a full cache":
         get_cache(folder).change_cache_limit(7)
     env = SimpleNamespace(mystnb_config=SimpleNamespace(execution_cache_path=str(folder)), doc2path=lambda name: name)
-    book._queue(SimpleNamespace(), env, ["a.md"])
+    book._queue(SimpleNamespace(parallel=2), env, ["a.md"])
     tables = {row[0] for row in sqlite3.connect(folder / "global.db").execute("SELECT name FROM sqlite_master")}
     assert {"settings", "nbproject", "nbcache"} <= tables
     assert get_cache(folder).get_cache_limit() == (7 if before == "a full cache" else 1000)
@@ -177,22 +192,24 @@ def test_formulas_are_mathml():
 
 
 def test_ledger_rows_tell_what_was_seen():
-    records = {id: Record(id, "1", "x", 1, status, needs=needs)
-               for id, status, needs in [("a", "reproduced", ""), ("b", "reproduced", "f.txt"), ("c", "quoted", ""),
-                                         ("d", "reproduced", ""), ("e", "erratum", "")]}
-    rows = book.ledger_rows(records, {"d": ("page", "1"), "e": ("page", "2")})
-    states = {record.id: state for record, _, _, state in rows}
-    assert states == {"a": "never checked", "b": "not checked in this build: needs f.txt", "c": "quoted from the book",
-                      "d": "computed in this build", "e": "corrected in this build"}
+    kinds = {"a": "reproduced", "b": "reproduced", "c": "quoted", "d": "reproduced", "e": "erratum", "f": "quoted"}
+    needs = {"b": ["f.txt", "X=y"], "e": ["f.txt"]}
+    records = {id: Record(id, "1", "x", 1, status, needs=needs.get(id, [])) for id, status in kinds.items()}
+    marks = {"c": ("page", ""), "d": ("page", "1"), "e": ("page", "2")}
+    states = [state for _, _, _, state in book.ledger_rows(records, marks, {"f.txt"})]
+    assert states == ["never checked", "not checked in this build: needs f.txt and X=y", "quoted from the book",
+                      "computed in this build", "corrected in this build", "never quoted"]
+    marks.pop("e")
+    assert book.ledger_rows(records, marks, {"f.txt"})[4][3] == "never checked"
 
 
 @pytest.mark.parametrize(
     ("memory", "seconds", "told"),
     [
-        (1.5e9, 240.0, []),
-        (1.4e9, 241.0, ["takes 241 s of processor time, at most 240"]),
+        (1.5e9, 360.0, []),
+        (1.4e9, 361.0, ["takes 361 s of processor time, at most 360"]),
         (1.71e9, 0.0, ["needs 1.7 GB of memory, at most 1.5"]),
-        (2e9, 500.0, ["takes 500 s of processor time, at most 240", "needs 2.0 GB of memory, at most 1.5"]),
+        (2e9, 500.0, ["takes 500 s of processor time, at most 360", "needs 2.0 GB of memory, at most 1.5"]),
     ],
 )
 def test_a_page_over_its_budget_is_told_in_one_line(memory, seconds, told):
@@ -286,7 +303,7 @@ def test_a_record_that_no_page_checks_stops_the_build(project):
     (project.root / "llm_literate" / "one.py").write_text('def answer():\n    "Return it."\n    return 42\n')
     project.pages(check="1")
     status, out, _ = project.build()
-    assert status != 0 and "no page checked it" in out
+    assert status != 0 and "was never checked on any page" in out
 
 
 def test_a_page_over_its_budget_stops_the_build(project):

@@ -18,7 +18,7 @@ import {
 export const cacheBytes = ({ layers, width, context, batch, each }) =>
   2 * layers * width * context * batch * each;
 
-/** Count the bytes of the blocks' matrices: four for attention, two as large as four. */
+/** Count the bytes of the blocks' matrices: four for attention, and two, each as large as four. */
 export const weightBytes = ({ layers, width, each }) =>
   12 * layers * width * width * each;
 
