@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['over_budget', 'deal', 'dress_figure', 'as_rst', 'parameter_lines', 'mathml', 'ledger_rows', 'ledger_row_html',
-           'setup']
+           'started_again', 'setup']
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #ef82c864
+# %% ../nbs/Z_how_this_book_is_built.ipynb #682c72d4
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 
@@ -470,7 +472,24 @@ def _fill_ledger(app, doctree, docname):
 def _is_ledger_table(node):
     return "lit-ledger-table" in getattr(node, "attributes", {}).get("classes", [])
 
-# %% ../nbs/Z_how_this_book_is_built.ipynb #153dfd45
+# %% ../nbs/Z_how_this_book_is_built.ipynb #b19a7f09
+def started_again(
+    execute: Callable,  # executes a notebook; RuntimeError if no kernel answers
+) -> Callable:  # the same, which tries three times
+    "Try again if a kernel dies before it has done anything (appendix Z)."
+
+    @wraps(execute)
+    def patient(*args, **kwargs):
+        for left in (2, 1, 0):
+            try:
+                return execute(*args, **kwargs)
+            except RuntimeError as error:
+                if not left or "died before replying" not in str(error):
+                    raise
+
+    return patient
+
+# %% ../nbs/Z_how_this_book_is_built.ipynb #15c9bbdf
 def _own_nodes(app, doctree):
     for node in doctree.findall():
         node.document = doctree
@@ -493,7 +512,11 @@ def _start(app):
     import os
     import time
 
+    from myst_nb.core.execute import cache
+
     app.literate_start = time.time()
+    run = cache.single_nb_execution
+    cache.single_nb_execution = started_again(getattr(run, "__wrapped__", run))
     os.environ.setdefault("TQDM_DISABLE", "1")  # a page keeps no progress bars
     cores = (
         len(os.sched_getaffinity(0))

@@ -175,6 +175,28 @@ def test_the_cache_stands_before_two_processes_read_it(tmp_path, before):
 
 
 @pytest.mark.parametrize(
+    ("deaths", "word", "calls"),
+    [(0, "", 1), (2, "Kernel died before replying to kernel_info", 3), (3, "Kernel died before replying", 3),
+     (1, "Kernel died", 1)],
+)
+def test_a_kernel_that_dies_before_it_begins_is_started_again(deaths, word, calls):
+    called = []
+
+    def execute(nb, cwd):
+        called.append((nb, cwd))
+        if len(called) <= deaths:
+            raise RuntimeError(word)
+        return "done"
+
+    if deaths in (1, 3):
+        with pytest.raises(RuntimeError, match=word):
+            book.started_again(execute)("page", cwd=".")
+    else:
+        assert book.started_again(execute)("page", cwd=".") == "done"
+    assert called == [("page", ".")] * calls
+
+
+@pytest.mark.parametrize(
     ("text", "rst"),
     [
         ("`x` is a*b", "``x`` is a\\*b"),
