@@ -43,8 +43,10 @@ setup: $(VENV)/.installed  ## make the environment that every other command uses
 	@case " $(MAKECMDGOALS) " in *" setup "*) echo "The environment is ready. Next: make book, or $(BIN)/jupyter lab nbs";; esac
 
 # An environment that is only linked to belongs to another copy of the project, so nothing is installed into it.
+# nbdev writes pyproject.toml at each export, so what counts is what stands in it, and not when it was written.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test ! -L $(VENV) || { echo "$(VENV) is a link: the environment is used as it is"; exit 0; }; \
+	wanted=$$(cat $^ | cksum); if [ "$$(cat $@ 2>/dev/null)" = "$$wanted" ]; then touch $@; exit 0; fi; \
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'; \
 	echo "== environment in $(VENV)"; \
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
@@ -52,7 +54,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt torch | $(NEWS); \
 	echo "== installing the library and the tools that build and test the book"; \
 	$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]' | $(NEWS); \
-	touch $@
+	echo "$$wanted" > $@
 
 export: setup  ## write the library from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev-export
