@@ -280,7 +280,7 @@ def search_entries(
             entries += [(form, anchor) for form in sorted(typed)]
     return entries
 
-# %% ../nbs/Zh_reading.ipynb #600b3b1e
+# %% ../nbs/Zh_reading.ipynb #28e19788
 def _start(app):
     folder = Path(app.srcdir) / "nbs"
     texts = []
@@ -303,16 +303,17 @@ def _source_read(app, docname, source):
         table = vietnamese_table(app.literate_terms)
         source[0] = source[0].replace(":::{vietnamese-names}\n:::", table)
 
+# %% ../nbs/Zh_reading.ipynb #2796b2b6
+def _add_entries(app):
+    index = app.builder.indexer
+    for page in app.env.found_docs if index else ():
+        found = search_entries(page, app.literate_places, app.literate_terms)
+        kept = index._index_entries.setdefault(page, [])
+        wanted = [(typed, anchor, "main") for typed, anchor in found]
+        kept += [entry for entry in wanted if entry not in kept]
+    return []
 
-def _add_entries(app, doctree, docname):
-    from sphinx import addnodes
-
-    found = search_entries(docname, app.literate_places, app.literate_terms)
-    if found:
-        entries = [("single", typed, anchor, "main", None) for typed, anchor in found]
-        doctree.append(addnodes.index(entries=entries))
-
-# %% ../nbs/Zh_reading.ipynb #1779c264
+# %% ../nbs/Zh_reading.ipynb #d1be0e59
 def _head_page(app, pagename, templatename, context, doctree):
     path = Path(app.srcdir) / f"{pagename}.ipynb"
     if not path.exists() or not context.get("body"):
@@ -341,7 +342,7 @@ def setup(
     app.add_transform(LinkTerms)
     for event, hook in [
         ("builder-inited", _start), ("env-get-outdated", _outdated),
-        ("source-read", _source_read), ("doctree-resolved", _add_entries),
+        ("source-read", _source_read), ("html-collect-pages", _add_entries),
         ("html-page-context", _head_page),
     ]:
         app.connect(event, hook, priority=600)
