@@ -160,7 +160,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the record; _build/pages.json if not named")
     parser.add_argument("--record", action="store_true", help="write the record that the site shows")
     parser.add_argument("--shared", action="store_true", help="say in the record that others used the machine, too")
-    chosen = parser.parse_args(args)
+    chosen = parser.parse_intermixed_args(args)
     path = chosen.out or (RECORD if chosen.record else ROOT / "_build" / "pages.json")
     begun, runs = datetime.now(UTC), []
     with tempfile.TemporaryDirectory(prefix=f"{chosen.place}-") as folder:
