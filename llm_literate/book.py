@@ -29,8 +29,6 @@ def _page_source(path):
 
 
 def _digest(app, docname):
-    import os
-
     path = Path(app.env.doc2path(docname))
     if path.suffix != ".ipynb":
         return ""
@@ -509,7 +507,6 @@ def _mend_page(app, pagename, templatename, context, doctree):
 
 
 def _start(app):
-    import os
     import time
 
     from myst_nb.core.execute import cache

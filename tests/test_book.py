@@ -159,6 +159,14 @@ def test_two_long_pages_are_not_read_one_after_the_other():
     assert order.index("d") < 4 <= order.index("c")
 
 
+def test_a_role_is_mended_in_the_bibliography_and_not_in_a_listing():
+    listing = "<pre>role=&quot;x&quot; 'role=\"doc-biblioentry\"'</pre>"
+    entry = '<div class="citation" id="id1" role="{}"><span>Brown</span></div>'
+    context = {"script_files": [], "body": listing + entry.format("doc-biblioentry")}
+    book._mend_page(None, "nbs/B_references", "page.html", context, None)
+    assert context["body"] == listing + entry.format("listitem")
+
+
 @pytest.mark.parametrize("before", ["no folder", "an empty file", "a full cache"])
 def test_the_cache_stands_before_two_processes_read_it(tmp_path, before):
     folder = tmp_path / "cache"

@@ -245,6 +245,13 @@ def test_budgets_are_told_with_their_mend():
     assert "needs 1.7 GB of memory, at most 1.5" in large
 
 
+@pytest.mark.parametrize(("term", "plural"), [
+    ("batch", "batches"), ("loss", "losses"), ("softmax", "softmaxes"), ("vocabulary", "vocabularies"),
+    ("key", "keys"), ("epoch", "epochs"), ("token", "tokens"), ("bias", "biases")])
+def test_plurals_are_found_as_they_are_written(term, plural):
+    assert reading.term_pattern([term]).findall(f"A {term}, two {plural}; no x{plural}, no {term}ss") == [term, plural]
+
+
 # The search
 
 @pytest.mark.parametrize("typeset", [set(), {"nbs/a"}, {"nbs/a", "nbs/b"}])

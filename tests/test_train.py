@@ -233,6 +233,14 @@ def test_stops_before_a_broken_step(loss_fn, says, accumulate):
     assert fresh.training
 
 
+def test_gradients_are_left_for_whoever_looks_for_the_cause():
+    with pytest.raises(TrainingDiverged, match="the gradient's length is nan"):
+        train(model := gpt(0.1), [poisoned()], loss_fn=nan_gradient, max_norm=1e-3, **SILENT)
+    broken = [name for name, w in model.named_parameters() if not w.grad.isfinite().all()]
+    assert broken == ["tok_emb.weight"]  # where it began; clipping would have spread it to all
+    assert max(w.grad.abs().max() for name, w in model.named_parameters() if name not in broken) > 1e-3
+
+
 def test_a_stopped_run_names_its_last_good_checkpoint(tmp_path):
     class Poisoned(TokenWindows):
         def __getitems__(self, indices):
