@@ -174,7 +174,7 @@ def _fault(
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(9)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
+        if start[8:] != b"{" and re.match(rb"PK|\x80[\x02-\x05]", start):
             return ("is a pickle, as torch.save writes it, and a pickle can run any "
                     "program; if you trust its author, open it by "
                     "torch.load(…, weights_only=True) and write it with save_model")

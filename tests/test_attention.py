@@ -14,8 +14,6 @@ from torch import nn
 
 from llm_literate.attention import KVCache, MultiHeadAttention
 
-settings.register_profile("attention", deadline=None)
-settings.load_profile("attention")
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import pickle
+import random
 import re
 import resource
 import socket
@@ -324,7 +325,8 @@ def test_every_length_is_refused_but_the_whole(whole, tmp_path):
     refused(path, "is damaged")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"<html>not found</html>", b"{}", os.urandom(1000),
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 100, b"<html>not found</html>", b"{}",
+                                     random.Random(0).randbytes(1000), b"\x80" + b"m" * 999, b"\x80",
                                      (2**62).to_bytes(8, "little") + b"{}" * 100])
 def test_what_is_no_such_file(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
