@@ -390,7 +390,7 @@ def measure(context, url, home):
     for theme, window in {"light": PHONE, "dark": DESK}.items():
         page.emulate_media(color_scheme=theme)
         page.set_viewport_size(window)
-        page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme, timeout=5000)
+        page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
         visit.paper[theme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
         visit.faint[theme] = page.evaluate(_FAINT, [", ".join(CHROME)])
     seen = len(visit.errors)
@@ -399,7 +399,7 @@ def measure(context, url, home):
     # Of its rules two look at colours; `_FAINT` does the work of one of them, for code and drawings too, and faster.
     visit.axe["dark"] = run_axe(page, rules={"color-contrast": {"enabled": False}})
     page.emulate_media(color_scheme="light")
-    page.wait_for_function("document.documentElement.dataset.theme === 'light'", timeout=5000)
+    page.wait_for_function("document.documentElement.dataset.theme === 'light'")
     visit.axe["light"] = run_axe(page, runOnly=["link-in-text-block"])
     del visit.errors[seen:]  # what axe itself stumbled over
     page.close()

@@ -186,7 +186,7 @@ def page(browser, server):
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         page.goto(f"{server.home}nbs/page.html")
         for name in FIGURES:
-            page.locator(f"[data-explorer={name}][data-ready]").wait_for(timeout=20_000)
+            page.locator(f"[data-explorer={name}][data-ready]").wait_for()
         yield page
 
 
@@ -427,13 +427,13 @@ def press(page, figure, label):
 def says(page, figure, pattern):
     "Wait until a figure says something."
     place = page.locator(f"[data-explorer={figure}] [role=status]").filter(has_text=re.compile(pattern))
-    place.first.wait_for(timeout=30_000)
+    place.first.wait_for()
     return place.first.inner_text()
 
 
 def loaded(page, figure="generate"):
     press(page, figure, "Load the model")
-    page.locator("[data-explorer=generate]").get_by_role("button", name="Write").wait_for(timeout=30_000)
+    page.locator("[data-explorer=generate]").get_by_role("button", name="Write").wait_for()
 
 
 def slide(page, figure, label, key, times=1):
@@ -563,7 +563,7 @@ def test_a_failed_download_says_so_and_can_be_tried_again(page, server, file, fa
     assert page.evaluate(KEPT) == [], "something was kept"
     server.faults.clear()
     press(page, "generate", "Try again")
-    page.get_by_role("button", name="Write").wait_for(timeout=30_000)
+    page.get_by_role("button", name="Write").wait_for()
 
 
 def test_no_network_says_so(page, server):
@@ -595,7 +595,7 @@ def test_a_spoilt_copy_is_thrown_away(page, server):
     press(page, "generate", "Load the model")
     assert "what arrived is not the model" in says(page, "generate", "could not be loaded")
     press(page, "generate", "Try again")
-    page.get_by_role("button", name="Write").wait_for(timeout=30_000)
+    page.get_by_role("button", name="Write").wait_for()
     assert server.asked.count(MODEL) == 2
 
 
@@ -661,7 +661,7 @@ def test_figures_answer_on_the_built_site(browser, root):
         page = context.new_page()
         page.goto(f"{server.home}nbs/05e_javascript.html")
         for name in FIGURES:
-            page.locator(f"[data-explorer={name}][data-ready]").wait_for(timeout=20_000)
+            page.locator(f"[data-explorer={name}][data-ready]").wait_for()
         loaded(page)
         hidden = page.locator("[id^=fig-browser]").evaluate_all(
             "(all) => all.map((e) => [e.id, [...e.querySelectorAll('.cell_output')].map((o) => o.hidden)])")

@@ -230,19 +230,20 @@ def test_a_crash_at_each_moment_leaves_a_good_one(child, tmp_path, moment, left)
 
 
 def stop_in_child(folder, count, where):
-    "Train, count the steps for others to see, and give them time to send a signal."
+    "Train, count the steps for others to see, and wait at the sixth until a signal was sent."
+    def another():
+        count.value += 1
+        while count.value == 6:
+            time.sleep(0.001)
+
     def counting(model, batch):
         if where == "step" and model.training:
-            count.value += 1
-            if count.value == 6:
-                time.sleep(0.3)
+            another()
         return moody_loss(model, batch)
 
     def measure(model):
         if where == "evaluation":
-            count.value += 1
-            if count.value == 6:
-                time.sleep(0.3)
+            another()
         return 1.0
 
     torch.set_num_threads(1)
@@ -260,6 +261,7 @@ def test_a_signal_writes_the_current_step_and_stops(child, whole, tmp_path, numb
     process = child(stop_in_child, tmp_path, count, where)
     assert wait_for(process, lambda: count.value == 6)
     os.kill(process.pid, number)
+    count.value = 7
     assert ended(process) == code
     state = result(tmp_path)
     assert state["step"] == step # the step that ran, or was measured, when the signal came

@@ -487,37 +487,34 @@ def test_all_mirrors_are_named_when_all_fail(shelf):
 def test_servers_that_never_answer(shelf, silent, monkeypatch, addresses):
     assert data.PATIENCE <= 8  # an error within ten seconds; here a tenth of it
     monkeypatch.setattr(data, "PATIENCE", .8)
+    waits, download = [], data._download
+    monkeypatch.setattr(data, "_download", lambda url, size, wait: (waits.append(wait), download(url, size, wait))[1])
     cache = shelf({}, [silent] * addresses)
-    start = time.monotonic()
     with pytest.raises(DataUnavailable, match="no answer within|timed out"):
         fetch("kite.txt", cache)
-    assert .6 < time.monotonic() - start < 1.6
+    assert len(waits) == addresses and sum(waits) == pytest.approx(.8)
     assert left_behind(cache) == []
 
 
 def test_a_mirror_helps_where_one_never_answers(shelf, silent, monkeypatch):
-    monkeypatch.setattr(data, "PATIENCE", 1.0)
+    monkeypatch.setattr(data, "PATIENCE", 6.0)  # half of it for each
     assert fetch("kite.txt", shelf({"/kite.txt": TEXT}, [silent, "/kite.txt"])).read_bytes() == TEXT
 
 
 def test_a_server_that_drips(shelf, monkeypatch):
     monkeypatch.setattr(data, "PATIENCE", .5)
-    cache = shelf({"/drip/kite.txt": TEXT}, ["/drip/kite.txt"])
-    start = time.monotonic()
+    cache = shelf({"/drip/kite.txt": TEXT}, ["/drip/kite.txt"])  # it would send everything in the end
     with pytest.raises(DataUnavailable, match="no answer within"):
         fetch("kite.txt", cache)
-    assert time.monotonic() - start < 2
     assert left_behind(cache) == []
 
 
 def test_a_name_that_hangs(shelf, monkeypatch):
     monkeypatch.setattr(data, "PATIENCE", .5)
     cache = shelf({}, ["http://a-name-that-hangs.invalid/kite.txt"])
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5))
-    start = time.monotonic()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5))  # then it fails in another way
     with pytest.raises(DataUnavailable, match="no answer within"):
         fetch("kite.txt", cache)
-    assert time.monotonic() - start < 2
 
 
 def test_nobody_is_there(shelf):

@@ -275,7 +275,7 @@ def search(site):
 
         def ask(words):
             page.goto(f"{home}search.html?q={quote(words)}")
-            page.locator("#search-results p.search-summary", has_text="found").wait_for(timeout=15_000)
+            page.locator("#search-results p.search-summary", has_text="found").wait_for()
             return [link.get_attribute("href") for link in page.locator("#search-results li a").all()[:4]]
 
         yield ask

@@ -189,7 +189,7 @@ def test_search_finds_byte_pair_encoding(desk, home):
     desk.keyboard.press("Enter")
     desk.wait_for_url("**/search.html?q=*")
     found = desk.locator("#search-results a[href*='02a_tokenizer.html']").first
-    found.wait_for(timeout=10_000)
+    found.wait_for()
     found.click()
     desk.wait_for_url("**/nbs/02a_tokenizer.html*")
     assert "byte pair encoding" in desk.locator("article").inner_text().lower()

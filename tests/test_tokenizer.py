@@ -9,7 +9,6 @@ import socket
 import string
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -127,11 +126,23 @@ def test_all_of_gpt2s_tokens(ours, gpt2):
 
 @pytest.mark.parametrize("word", ["a" * 100_000, "".join(random.Random(0).choices(string.ascii_letters, k=100_000)),
                                   "é" * 50_000, " " * 100_000, "ab" * 50_000, "🙂" * 25_000])
-def test_long_words_take_no_time(ours, gpt2, word):
-    start = time.perf_counter()
-    ids = ours.encode(word)
-    assert time.perf_counter() - start < 10
-    assert ids == gpt2.encode(word)
+def test_long_words_take_as_many_looks_as_bytes(ours, gpt2, word):
+    looks = 0
+
+    class Ranks(dict):
+        def get(self, token):
+            nonlocal looks
+            looks += 1
+            return super().get(token)
+
+        def __getitem__(self, token):
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(token)
+
+    ids = gpt2.encode(word)
+    assert merge_word(word.encode(), Ranks(ours.ranks)) == ids and looks <= 5 * len(word.encode())
+    assert ours.encode(word) == ids
     assert len(ours._words) <= 100_000 and not any(len(w) >= 100 for w in ours._words)
 
 
@@ -288,12 +299,10 @@ def test_small_texts(prose):
     assert BPETokenizer.train(prose, 257).n_vocab == 257
 
 
-def test_one_long_word_trains_in_no_time():
+def test_one_long_word_is_enough_to_train_on():
     word = "".join(random.Random(3).choices("acgt", k=200_000))
-    start = time.perf_counter()
     assert BPETokenizer.train(word, 400).n_vocab == 400
     assert BPETokenizer.train("a" * 200_000, 400).n_vocab < 400
-    assert time.perf_counter() - start < 20
 
 
 def test_training_is_deterministic(tmp_path, prose):
@@ -408,9 +417,7 @@ def test_gpt2_without_tiktokens_cache(no_network, tmp_path, gpt2, cache):
         for name, _ in tokenizer._GPT2_FILES.values():
             (folder / name).write_bytes(b"half a file")
     no_network.setenv("TIKTOKEN_CACHE_DIR", str(folder) if cache else "")
-    start = time.perf_counter()
     found = gpt2_tokenizer()
-    assert time.perf_counter() - start < 10
     assert found._mergeable_ranks == gpt2._mergeable_ranks and found._special_tokens == gpt2._special_tokens
     assert (found.name, found.n_vocab, found.eot_token) == ("gpt2", 50257, 50256)
     assert found.encode("Akwirw ier") == [33901, 86, 343, 86, 220, 959]
