@@ -134,12 +134,12 @@ def flat_ids(
     dtype = torch.uint16 if small else torch.int32
     return torch.frombuffer(ids, dtype=dtype) if ids else torch.zeros(0, dtype=dtype)
 
-# %% ../nbs/02c_data.ipynb #849b1fe8
+# %% ../nbs/02c_data.ipynb #ea3e4c34
 def _generator(
     seed: int, # 0 or more
     epoch: int, # 0 or more
 ) -> torch.Generator: # a stream of random numbers of this epoch's own
-    "Mix seed and epoch, so that no two pairs share a stream."
+    "Mix seed and epoch, so that neighbouring pairs do not share a stream."
     mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 

@@ -36,7 +36,7 @@ def _check_choice(temperature, top_k, top_p):
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p!r}, must be in (0, 1], or None for all")
 
-# %% ../nbs/04c_generate.ipynb #dc5887c3
+# %% ../nbs/04c_generate.ipynb #103d2927
 def probabilities(
     logits: torch.Tensor, # (..., v) scores of a model
     temperature: float = 1.0, # 0 or more; below 1 sharpens, above 1 flattens
@@ -114,7 +114,7 @@ def _steps(model, ids, max_new_tokens, eos_id, use_cache, choice):
             if eos_id is not None and done.all():
                 return
 
-# %% ../nbs/04c_generate.ipynb #75ab33ad
+# %% ../nbs/04c_generate.ipynb #18a88ae9
 def stream(
     model: GPTModel, # in training or not: it is evaluated, and then as before
     ids: torch.Tensor, # (b, t) prompts, all of one length; any number of rows
@@ -142,7 +142,7 @@ def stream(
                   generator=generator)
     return _steps(model, ids, n, eos_id, use_cache, choice)
 
-# %% ../nbs/04c_generate.ipynb #cdf074c3
+# %% ../nbs/04c_generate.ipynb #8b5c37a5
 def generate(
     model: GPTModel, # in training or not: it is evaluated, and then as before
     ids: torch.Tensor, # (b, t) prompts, all of one length; any number of rows

@@ -161,7 +161,7 @@ def check_ids(
             f"ids have shape {tuple(ids.shape)}, must be (b, t) with at least one row "
             "and one token; a single sequence becomes a batch by `ids[None]`")
 
-# %% ../nbs/04b_model.ipynb #d8e39c26
+# %% ../nbs/04b_model.ipynb #78b8749d
 def _first_place(
     ids: torch.Tensor, # (b, t)
     cache: list[KVCache] | None, # one for each block
@@ -182,7 +182,7 @@ def _look_up(
     table: nn.Embedding, # a row for each token
     ids: torch.Tensor, # (b, t)
 ) -> torch.Tensor: # (b, t, d)
-    "Embed `ids`, and name the one that has no row."
+    "Embed `ids`; on a CPU, name the one that has no row."
     try:
         return table(ids)
     except IndexError: # a check before the fact would read all ids once more
@@ -190,11 +190,12 @@ def _look_up(
         wrong = ids[(ids < 0) | (ids >= n)][0].item()
         raise ValueError(f"ids hold {wrong}, must be 0 to {n - 1}") from None
 
-# %% ../nbs/04b_model.ipynb #9fb9ba2b
+# %% ../nbs/04b_model.ipynb #2f509381
 class GPTModel(nn.Module):
     """Score every token as the next one, at each position (book 4.6; GPT-2's paper).
 
-    Raises ValueError if ids are unknown, too many for the context, or no ids at all.
+    Raises ValueError if ids are too many for the context or no ids at all, and on a CPU
+    if they are unknown.
     """
 
     def __init__(

@@ -137,7 +137,7 @@ def stories(
             told[content] = tell(rng, _PLOTS[plot], slots)
     return list(told.values())
 
-# %% ../nbs/02b_small_world.ipynb #b472eb28
+# %% ../nbs/02b_small_world.ipynb #611e97c8
 def recalls(
     n: int = 200,  # how many
     seed: int | str = 0,  # the same seed gives the same stories
