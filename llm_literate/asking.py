@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .report import fingerprint
 
-# %% ../nbs/07b1_asking.ipynb #0323892d
+# %% ../nbs/07b1_asking.ipynb #97484a35
 PROMPTS = {
     "rubric": """You grade the answers of a small language model.
 You get a task, a reference answer that is right, and the model's answer.
@@ -46,6 +46,12 @@ to 100.""",
 between two lines that begin with the same mark. Grade the model's answer from 0, the \
 worst, to 100, the best. Reply with the whole number and nothing else.""",
 }
+
+
+def _check_prompt(prompt):
+    "Refuse the name of a prompt that there is not."
+    if prompt not in PROMPTS:
+        raise ValueError(f"prompt is {prompt!r}, must be {' or '.join(PROMPTS)}")
 
 # %% ../nbs/07b1_asking.ipynb #48eeb9f6
 _SPECIAL = re.compile(
@@ -72,7 +78,7 @@ def _material(
     return "\n\n".join(f"{mark} {name} begins\n{text}\n{mark} {name} ends"
                        for name, text in texts.items())
 
-# %% ../nbs/07b1_asking.ipynb #ca872a09
+# %% ../nbs/07b1_asking.ipynb #c8d44c05
 class Judgement(BaseModel):
     "Hold what a judge must reply: why, then how good (book 7.8)."
 
@@ -99,6 +105,7 @@ def read_reply(
 
     Raises ValueError if it has not exactly the form that was asked for.
     """
+    _check_prompt(prompt)
     if prompt == "rubric":
         found = Judgement.model_validate_json(reply)
         json.loads(reply, object_pairs_hook=_once)
@@ -107,7 +114,7 @@ def read_reply(
         raise ValueError("it is not a whole number and nothing else")
     return Judgement(reason="", score=int(reply))
 
-# %% ../nbs/07b1_asking.ipynb #50c3122f
+# %% ../nbs/07b1_asking.ipynb #b885defa
 class JudgeError(OSError):
     "Say why no judge can be asked, and what to do (this page)."
 
@@ -128,12 +135,11 @@ class OllamaJudge:
     cloud: bool = False # whether the text may leave this machine for a cloud model
 
     def __post_init__(self):
-        if self.prompt not in PROMPTS:
-            raise ValueError(f"prompt is {self.prompt!r}, "
-                             f"must be {' or '.join(PROMPTS)}")
-        if self.tries < 1 or self.timeout <= 0:
-            raise ValueError(f"tries is {self.tries} and timeout {self.timeout}; there "
-                             "must be at least one try, and some time")
+        _check_prompt(self.prompt)
+        if self.tries < 1 or not (self.timeout > 0 and self.pause >= 0):
+            raise ValueError(
+                f"tries is {self.tries}, timeout {self.timeout}, pause {self.pause}; "
+                "there must be at least one try, some time, and no pause below 0")
         if self.num_predict < 1 or self.num_ctx <= self.num_predict:
             raise ValueError(f"num_ctx is {self.num_ctx}, must be above num_predict, "
                              f"{self.num_predict}, which must be 1 or more")
@@ -155,7 +161,7 @@ class OllamaJudge:
         return [{"role": "system", "content": PROMPTS[self.prompt]},
                 {"role": "user", "content": text}]
 
-# %% ../nbs/07b1_asking.ipynb #fec54590
+# %% ../nbs/07b1_asking.ipynb #a83c938f
 def address(
     host: str | None = None, # as in OLLAMA_HOST; default: that, else this machine
 ) -> str: # scheme, name and port
@@ -163,7 +169,8 @@ def address(
 
     Raises ValueError if it is none.
     """
-    text = (host or os.environ.get("OLLAMA_HOST") or "").strip(" \"'") or "127.0.0.1"
+    text = (host or os.environ.get("OLLAMA_HOST") or "").strip("\"' \t\r\n")
+    text = text or "127.0.0.1"
     scheme, given, rest = text.rpartition("://")
     rest = rest.rstrip("/")
     if rest.isdecimal():
@@ -171,8 +178,11 @@ def address(
     elif rest.count(":") > 1 and "[" not in rest:
         rest = f"[{rest}]"
     try:
+        if re.search(r"^/|[\s@?#]", rest):
+            raise ValueError("only a name, a port and a path may stand there")
         split = urlsplit(f"{scheme or 'http'}://{rest}")
         name, port = split.hostname or "127.0.0.1", split.port
+        name.encode("idna") # empty between two dots, or above 63 letters: no name
     except ValueError as error:
         raise ValueError(f"{text!r} is no address of a server ({error}); write it like "
                          "http://127.0.0.1:11434") from None
@@ -235,7 +245,7 @@ def _settings(
             "trust_env": not _local(url), "event_hooks": _hooks(timeout, key),
             "follow_redirects": False, "verify": url.startswith("https://")}
 
-# %% ../nbs/07b1_asking.ipynb #66d035ab
+# %% ../nbs/07b1_asking.ipynb #11f9bc98
 def _absent(
     judge: OllamaJudge, # whom nobody answered for
     error: Exception, # what happened
@@ -264,11 +274,12 @@ def _get(
         with httpx.Client(**_settings(url, min(judge.timeout, 10.0))) as client:
             reply = (client.get(url + path) if question is None
                      else client.post(url + path, json=question))
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise _absent(judge, error) from None
+    try:
         found = reply.json()
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise _absent(judge, error) from None
     except ValueError:
         raise JudgeError(f"what answers at {url} is not Ollama ({path} gave "
                          f"{reply.text[:60]!r})") from None
@@ -277,13 +288,29 @@ def _get(
                          f"{reply.status_code}: {found.get('error', '')}")
     return found
 
-# %% ../nbs/07b1_asking.ipynb #dba96a0d
+# %% ../nbs/07b1_asking.ipynb #27fee83c
+def _models(
+    found: dict, # a reply
+) -> list[dict]: # the models in it
+    "Take the list of models out of a reply."
+    models = found.get("models")
+    models = models if isinstance(models, list) else []
+    return [model for model in models if isinstance(model, dict)]
+
+
+def _size(
+    value: object, # of a reply
+) -> int: # 0 if it is none
+    "Take a number of tokens or bytes out of a reply."
+    return value if type(value) is int and value > 0 else 0
+
+# %% ../nbs/07b1_asking.ipynb #4405e2f8
 def _find(
     judge: OllamaJudge, # whose model is meant
 ) -> dict: # what the server says about it
     "Look for the model among those of the server; raises JudgeError."
-    name, there = judge.model, _get(judge, "/api/tags").get("models") or []
-    names = {name, name if ":" in name else f"{name}:latest"}
+    name, there = judge.model, _models(_get(judge, "/api/tags"))
+    names = name, name if ":" in name else f"{name}:latest"
     found = [model for model in there if model.get("name") in names]
     away = name.endswith((":cloud", "-cloud")) or any(
         model.get("remote_model") or model.get("remote_host") for model in found)
@@ -309,16 +336,16 @@ def about(
     server = _get(self, "/api/version").get("version", "unknown")
     digest = _find(self).get("digest", "")
     shown = _get(self, "/api/show", {"model": self.model})
-    context = [size for key, size in (shown.get("model_info") or {}).items()
-               if key.endswith(".context_length") and isinstance(size, int)]
+    template, info = str(shown.get("template") or ""), shown.get("model_info")
+    sizes = [_size(value) for key, value in info.items()
+             if key.endswith(".context_length")] if isinstance(info, dict) else []
+    context = min([self.num_ctx, *filter(None, sizes)])
     asked = [PROMPTS[self.prompt], Judgement.model_json_schema(), _SPECIAL.pattern]
     return {
         "by": f"{self.model}, a language model ({self.prompt} prompt)",
         "model": self.model, "digest": digest,
-        "template": fingerprint(shown.get("template", "")),
-        "context": min([self.num_ctx, *context]),
-        "room": min([self.num_ctx, *context]) - self.num_predict
-        - len(shown.get("template", "").encode()),
+        "template": fingerprint(template), "context": context,
+        "room": context - self.num_predict - len(template.encode()),
         "prompt": fingerprint(asked), "options": self.options,
         "server": f"Ollama {server} at {address(self.host)}",
         "client": f"ollama {version('ollama')}"}
@@ -425,18 +452,18 @@ def ask(
     return {"status": "failed", "score": None, "reply": "", "tries": tried,
             "reason": f"{type(last).__name__}: {last}"[:200]}
 
-# %% ../nbs/07b1_asking.ipynb #b0298730
+# %% ../nbs/07b1_asking.ipynb #84d450d0
 @patch
 def context(
     self: OllamaJudge,
 ) -> int | None: # tokens; None if the model is not loaded or the server does not say
     "Ask the server how much it keeps in view now; raises JudgeError."
-    for model in _get(self, "/api/ps").get("models") or []:
+    for model in _models(_get(self, "/api/ps")):
         if model.get("name") in (self.model, f"{self.model}:latest"):
-            return model.get("context_length")
+            return _size(model.get("context_length")) or None
     return None
 
-# %% ../nbs/07b1_asking.ipynb #189cc48c
+# %% ../nbs/07b1_asking.ipynb #f4a554c8
 def _memory() -> int | None: # bytes; None where the system does not say
     "Ask the system how much memory is free."
     with suppress(OSError, ValueError):
@@ -456,7 +483,7 @@ def doctor(
         return [(False, str(error))]
     found = [(True, f"Ollama {version} answers at {address(judge.host)}")]
     try:
-        size = _find(judge).get("size") or 0
+        size = _size(_find(judge).get("size"))
         judge.about()
     except JudgeError as error:
         return [*found, (False, str(error))]

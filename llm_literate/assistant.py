@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'ROOM', 'by_family', 'finetune', 'tune_small', 'load_assistant', 'reply', 'ask', 'chat']
 
-# %% ../nbs/07a1_assistant.ipynb #1b4d69f3
+# %% ../nbs/07a1_assistant.ipynb #d8120114
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from .cli import load_writer, spoken, warn_of_strangers
 from .data import make_loader
-from .generate import stream
+from .generate import _check_choice, stream
 from llm_literate.instruct import (
     InstructionDataset,
     check_entries,
@@ -40,7 +40,7 @@ def by_family(
         counts[entry["family"]] = right + (answer == entry["output"]), n + 1
     return counts
 
-# %% ../nbs/07a1_assistant.ipynb #70b164a0
+# %% ../nbs/07a1_assistant.ipynb #89a8d80f
 def finetune(
     model: GPTModel, # pretrained; changed in place
     tokenizer, # the model's
@@ -57,8 +57,10 @@ def finetune(
 ) -> History: # what happened at each step
     """Teach a model to follow instructions; defaults are the book's (book 7.6).
 
-    Raises ValueError if an entry is wrong or too long for the model.
+    Raises ValueError if there is no entry, or one is wrong or too long for the model.
     """
+    if not entries:
+        raise ValueError("there are no entries to learn from")
     size = model.config.context_length
     loaders = []
     for part, learned in (entries, True), (val_entries, False):
@@ -68,7 +70,7 @@ def finetune(
                                        drop_last=learned, seed=seed))
     return train(model, *loaders, epochs=epochs, lr=lr, **options)
 
-# %% ../nbs/07a1_assistant.ipynb #f7bcb3e6
+# %% ../nbs/07a1_assistant.ipynb #401de496
 SETTINGS = { # of the assistant that is made from the shipped small model
     "n": 4000, "seed": 1, # instructions to learn from
     "batch_size": 32, "epochs": 1, "lr": 5e-4, "mask_prompt": True,
@@ -78,11 +80,11 @@ SETTINGS = { # of the assistant that is made from the shipped small model
 
 def tune_small(
     model: GPTModel, # the shipped small model; changed in place
-    settings: dict = SETTINGS, # as there
+    settings: dict = SETTINGS, # what is left out is as there
     **options, # for `train`
 ) -> History: # what happened at each step
     "Teach the small model the small world's instructions (this page)."
-    settings = settings | options
+    settings = SETTINGS | settings | options
     n, seed, freeze = (settings.pop(name) for name in ("n", "seed", "freeze"))
     model.tok_emb.weight.requires_grad_(not freeze)
     try:
@@ -92,16 +94,18 @@ def tune_small(
     finally:
         model.tok_emb.weight.requires_grad_()
 
-# %% ../nbs/07a1_assistant.ipynb #03ce285b
+# %% ../nbs/07a1_assistant.ipynb #ab7435a1
 def load_assistant(
     model: str = "small", # or the path of a file that `save_model` wrote
     cache: Path | None = None, # folder for the small one; default: pooch's
-    settings: dict = SETTINGS, # of the small one
+    settings: dict = SETTINGS, # of the small one; what is left out is as there
 ) -> tuple: # model and tokenizer
     """Load a model that answers; the small one is made at the first call (this page).
 
     Raises ValueError if there is no such file or it does not write.
     """
+    settings = SETTINGS | settings
+
     def make():
         made = load_pretrained("small")
         tune_small(made, settings)
@@ -160,7 +164,7 @@ def reply(
                  eos_id=end, **choice)
     return spoken((id.item() for id in new if id.item() != end), tokenizer)
 
-# %% ../nbs/07a1_assistant.ipynb #3860575e
+# %% ../nbs/07a1_assistant.ipynb #a9e9dd86
 _HELLO = """\
 This is a small model that knows one invented valley and two dozen kinds of tasks,
 in a few fixed wordings. Other questions it answers as well, and wrongly. It says:
@@ -173,9 +177,19 @@ What stands behind the bar is what the request is about. Ctrl-D ends."""
 def _entry(
     text: str, # what was typed: a request, and after a bar what it is about
 ) -> dict[str, str]: # as an entry without output
-    "Read what somebody typed."
-    task, _, given = text.partition("|")
-    return {"instruction": task.strip(), "input": given.strip()}
+    "Read what somebody typed; raises ValueError if nothing is asked."
+    task, _, given = map(str.strip, text.partition("|"))
+    if not task:
+        raise ValueError("the request is empty; write what is to be done, and after a "
+                         "bar, |, what it is about")
+    return {"instruction": task, "input": given}
+
+
+def _check_options(tokens, temperature):
+    "Refuse wrong options now and not after a model was made; raises ValueError."
+    if tokens < 1:
+        raise ValueError(f"--tokens is {tokens}, must be 1 or more")
+    _check_choice(temperature, None, None)
 
 
 def _say(
@@ -197,13 +211,14 @@ def ask(
     model: str = "small", # small, or a file with a fine-tuned model
 ) -> None:
     "Answer one request, and print each word as it comes (book 7.7)."
+    _check_options(tokens, temperature)
+    entry = _entry(request)
     network, tokenizer = load_assistant(model)
-    pieces = reply(network, tokenizer, _entry(request), tokens=tokens,
-                   temperature=temperature)
+    pieces = reply(network, tokenizer, entry, tokens=tokens, temperature=temperature)
     warn_of_strangers(request, tokenizer)
     _say(pieces)
 
-# %% ../nbs/07a1_assistant.ipynb #d6055ea7
+# %% ../nbs/07a1_assistant.ipynb #304b03c7
 def chat(
     tokens: int = 256, # most tokens of an answer
     temperature: float = 0.0, # 0 always takes the likeliest token
@@ -213,8 +228,12 @@ def chat(
     "Answer one request after the other until there are no more (book 7.7)."
     if memory < 0:
         raise ValueError(f"--memory is {memory}, must be 0 or more")
+    _check_options(tokens, temperature)
+    if hasattr(sys.stdin, "reconfigure"): # a byte that is no UTF-8 ends no chat
+        sys.stdin.reconfigure(errors="replace")
     network, tokenizer = load_assistant(model)
-    earlier, shown = [], "> " if sys.stdin.isatty() else ""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    earlier, shown = [], "> " if at_terminal else "" # not into a pipe
     if model == "small":
         print(_HELLO, file=sys.stderr)
     while True:
@@ -224,8 +243,8 @@ def chat(
             return
         if not typed:
             continue
-        entry = _entry(typed)
         try:
+            entry = _entry(typed)
             pieces = reply(network, tokenizer, entry, earlier, tokens,
                            temperature=temperature)
             warn_of_strangers(typed, tokenizer)

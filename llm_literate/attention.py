@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# %% ../nbs/03b_multi_head_attention.ipynb #6c2ce298
+# %% ../nbs/03b_multi_head_attention.ipynb #dac694b0
 class KVCache:
     """Keep the keys and values of one attention layer for later tokens (this page).
 
@@ -23,8 +23,8 @@ class KVCache:
         self,
         capacity: int, # tokens it has room for, at least 1
     ):
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}, must be at least 1 token")
+        if not hasattr(capacity, "__index__") or capacity < 1:
+            raise ValueError(f"capacity is {capacity!r}, must be an integer, 1 or more")
         self.capacity = capacity
         self.length = 0 # tokens it holds
         self._keys = self._values = None # (b, h, capacity, d), by the first append
@@ -56,8 +56,8 @@ class KVCache:
         length: int, # tokens to keep, 0 to `self.length`
     ) -> None:
         "Forget all tokens after the first `length` (this page)."
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} tokens of a cache "
+        if not hasattr(length, "__index__") or not 0 <= length <= self.length:
+            raise ValueError(f"cannot keep {length!r} tokens of a cache "
                              f"that holds {self.length}")
         self.length = length
 
@@ -89,20 +89,20 @@ def _attend(
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=1 < t == s)
 
-# %% ../nbs/03b_multi_head_attention.ipynb #b0fd7dc3
+# %% ../nbs/03b_multi_head_attention.ipynb #9485aee7
 def _refuse(
     dropout: float, # must be in [0, 1)
-    **sizes: int, # must be at least 1
+    **sizes: int, # must be integers, 1 or more
 ) -> None:
     "Raise ValueError for the first of the numbers that cannot be."
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}, must be at least 1")
+        if not hasattr(size, "__index__") or size < 1:
+            raise ValueError(f"{name} is {size!r}, must be an integer, 1 or more")
     if sizes["d_out"] % sizes["num_heads"]:
         raise ValueError(f"d_out is {sizes['d_out']}, must be a multiple of num_heads, "
                          f"{sizes['num_heads']}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}, must be in [0, 1)")
+    if not hasattr(dropout, "__float__") or not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout!r}, must be a number in [0, 1)")
 
 # %% ../nbs/03b_multi_head_attention.ipynb #6372a6ce
 class MultiHeadAttention(nn.Module):

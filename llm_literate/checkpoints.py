@@ -179,7 +179,7 @@ def _write(self: Checkpoints, state: dict, part: Path) -> None:
         os.fsync(file.fileno())
     _read(part, "meta")
 
-# %% ../nbs/05a1_checkpoints.ipynb #91093c50
+# %% ../nbs/05a1_checkpoints.ipynb #e63e1a00
 @patch
 def save(
     self: Checkpoints,
@@ -211,8 +211,8 @@ def save(
         if disk is None:
             raise
         left = f"the last good one is {last[0]}" if last else "there is no other"
-        raise CheckpointError(f"could not write {path}: {disk}; {left}; make room and "
-                              "run the same call again") from disk
+        raise CheckpointError(f"could not write {path}: {disk}; {left}; mend "
+                              "that and run the same call again") from disk
     finally:
         with suppress(OSError):
             part.unlink()

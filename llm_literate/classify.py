@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'RECIPE', 'load_messages', 'balance', 'split', 'SpamDataset', 'to_classifier', 'classifier_loss', 'predict',
            'accuracy', 'wilson', 'report', 'small_classifier', 'Verdict', 'classify', 'command']
 
-# %% ../nbs/06_classification.ipynb #79bfa3cb
+# %% ../nbs/06_classification.ipynb #dbd20dd9
 import csv
 import math
 import sys
@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .cli import tokenizer_for
-from .data import make_loader
+from .data import _whole, make_loader
 from .loss import to_device
 from .model import GPTModel, eval_mode
 from .small_world import messages as small_messages
@@ -30,7 +30,7 @@ from .tokenizer import small_tokenizer
 from .train import train, warmup_cosine
 from .weights import load_model, load_pretrained, made_once, read_about
 
-# %% ../nbs/06_classification.ipynb #58d40401
+# %% ../nbs/06_classification.ipynb #ee3b5b60
 LABELS = ("ham", "spam") # class 0 and class 1
 
 
@@ -38,41 +38,48 @@ def _read(
     path: Path, # a CSV with a header, or the SMS Spam Collection, which has none
     quoted: bool, # whether quotation marks enclose a text, as in a CSV
 ): # DataFrame of strings
-    "Read a file of messages as it is; raises ValueError if it is empty."
+    "Read a file of messages as it is; raises ValueError if it is empty or damaged."
     import pandas as pd
-    with open(path, encoding="utf-8-sig") as file:
-        label, tab, _ = file.readline().partition("\t")
     plain = {"sep": "\t", "header": None, "names": ["label", "text"]}
-    plain = plain if tab and label in LABELS else {}
     marks = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try: # a message "NA" is a text and no missing number
-        return pd.read_csv(path, dtype=str, keep_default_na=False, quoting=marks,
-                           encoding="utf-8-sig", **plain)
+        with open(path, encoding="utf-8-sig") as file:
+            label, tab, _ = file.readline().partition("\t")
+        plain = plain if tab and label in LABELS else {}
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=marks,
+                            encoding="utf-8-sig", **plain)
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} is empty; it should hold messages and labels") \
             from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not in UTF-8; save it as UTF-8") from None
+    if not isinstance(table.index, pd.RangeIndex): # it took fields for row names
+        raise ValueError(f"{path} has rows with more fields than columns; a text with "
+                         "a comma must stand in quotation marks")
+    return table
 
-# %% ../nbs/06_classification.ipynb #92b17c75
+# %% ../nbs/06_classification.ipynb #36b9255c
 def load_messages(
     source, # path of a CSV or of SMSSpamCollection, a DataFrame, or a list of dicts
     quoted: bool = True, # in a file, whether quotation marks may enclose a text
 ) -> object: # DataFrame with text, label ("ham" or "spam") and what else there was
     """Read labelled messages, and check each (book 6.2).
 
-    Raises ValueError for a missing column, an unknown label or an empty text.
+    Raises ValueError for a damaged file, a missing column, an unknown label or no text.
     """
     import pandas as pd
     table = _read(Path(source), quoted) if isinstance(source, str | Path) \
         else pd.DataFrame(source)
     table = table.rename(columns=lambda name: str(name).lower())
     for name in "text", "label":
-        if name not in table:
+        if (n := list(table.columns).count(name)) != 1:
             names = ", ".join(map(repr, table.columns)) or "none at all"
-            raise ValueError(f"there is no column {name!r}; the columns are {names}")
+            raise ValueError(f"there is {'more than one' if n else 'no'} column "
+                             f"{name!r}; the columns are {names}")
     if not len(table):
         raise ValueError("there are columns, but not one message")
-    known = {str(i): label for i, label in enumerate(LABELS)}
-    known |= {label: label for label in LABELS}
+    known = {name: label for i, label in enumerate(LABELS)
+             for name in (label, f"{i}", f"{i}.0")}
     labels = [known.get(str(label).strip().lower()) for label in table["label"]]
     for i, (label, text) in enumerate(zip(labels, table["text"], strict=True)):
         if label is None:
@@ -96,20 +103,23 @@ def balance(
     return pd.concat([part.sample(n, random_state=random_state) if len(part) > n
                       else part for part in parts])
 
-# %% ../nbs/06_classification.ipynb #93ed2dc1
+# %% ../nbs/06_classification.ipynb #3a41686f
 def split(
     messages, # DataFrame
     train: float = 0.7, # share to learn from, above 0
     val: float = 0.1, # share to choose settings by; the rest is the test
     random_state: int = 123, # decides the order
 ) -> tuple: # three DataFrames: training, validation, test
-    "Mix messages and cut them into three parts (book 6.2)."
-    if train <= 0 or val < 0 or train + val > 1:
+    """Mix messages and cut them into three parts (book 6.2).
+
+    Raises ValueError if the shares are impossible.
+    """
+    if not (train > 0 and val >= 0 and train + val <= 1):
         raise ValueError(f"train is {train} and val is {val}; both must be shares, "
                          "and together at most 1")
     mixed = messages.sample(frac=1, random_state=random_state).reset_index(drop=True)
-    first = int(len(mixed) * train)
-    second = first + int(len(mixed) * val)
+    first = int(len(mixed) * train + 1e-9) # 100 * 0.29 is 28.999...
+    second = first + int(len(mixed) * val + 1e-9)
     return mixed[:first], mixed[first:second], mixed[second:]
 
 # %% ../nbs/06_classification.ipynb #e2123ed7
@@ -124,11 +134,11 @@ def _pad(
         ids[i, :len(row)] = torch.tensor(row)
     return ids
 
-# %% ../nbs/06_classification.ipynb #70bd58ee
+# %% ../nbs/06_classification.ipynb #6a195d19
 class SpamDataset(Dataset):
     """Encode messages, and give padded batches with places and labels (book 6.3).
 
-    Raises ValueError if a message is not in order.
+    Raises ValueError if a message or a setting is not in order.
     """
 
     collate = tuple # `__getitems__` gives whole batches
@@ -142,8 +152,8 @@ class SpamDataset(Dataset):
     ):
         if read not in ("last", "end", "first"):
             raise ValueError(f"read is {read!r}, must be 'last', 'end' or 'first'")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length is {max_length}, must be 1 or more")
+        if max_length is not None:
+            _whole(1, max_length=max_length)
         messages = load_messages(messages)
         rows = [tokenizer.encode_ordinary(text) for text in messages["text"]]
         self.max_length, self.read = max_length or max(map(len, rows)), read
@@ -176,7 +186,7 @@ class SpamDataset(Dataset):
         longest = max(len(self.rows[i]) for i in indices)
         return self._batch(indices, self.max_length if self.read == "end" else longest)
 
-# %% ../nbs/06_classification.ipynb #b8536a0b
+# %% ../nbs/06_classification.ipynb #d6c7afb9
 _PARTS = ("head", "last_block", "final_norm")
 
 
@@ -193,8 +203,7 @@ def to_classifier(
     if unknown := [part for part in parts if part not in (*_PARTS, "all")]:
         raise ValueError(f"train has {unknown[0]!r}, must be 'all' or some of "
                          f"{', '.join(_PARTS)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}, must be 2 or more")
+    _whole(2, num_classes=num_classes)
     weight = model.tok_emb.weight
     model.out_head = nn.Linear(model.config.emb_dim, num_classes,
                                device=weight.device, dtype=weight.dtype)
@@ -225,7 +234,20 @@ def classifier_loss(
     loss = F.cross_entropy(_scores(model, ids, places), labels)
     return loss, torch.tensor(len(labels))
 
-# %% ../nbs/06_classification.ipynb #28c130cb
+# %% ../nbs/06_classification.ipynb #907d88f4
+def _chances(
+    model: nn.Module, # ids (b, t) -> logits (b, t, c)
+    ids: torch.Tensor, # (b, t) token ids
+    places: torch.Tensor, # (b,) where to read
+) -> torch.Tensor: # (b, c) probabilities, on the CPU
+    "Read one result for each row; raises ValueError if it is NaN."
+    found = _scores(model, ids, places).softmax(-1).cpu()
+    if found.isnan().any():
+        raise ValueError("the model's scores are NaN; its weights are damaged, or "
+                         "its training diverged")
+    return found
+
+
 @torch.no_grad()
 def predict(
     model: GPTModel, # a classifier
@@ -237,7 +259,7 @@ def predict(
     with eval_mode(model):
         for batch in islice(loader, max_batches):
             ids, places, labels = to_device(batch, device)
-            found.append((_scores(model, ids, places).softmax(-1).cpu(), labels.cpu()))
+            found.append((_chances(model, ids, places), labels.cpu()))
     if not found:
         raise ValueError("the loader gave no batch, so there is nothing to answer")
     probabilities, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -270,15 +292,21 @@ def wilson(
     half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
     return max(0.0, middle - half), min(1.0, middle + half)
 
-# %% ../nbs/06_classification.ipynb #c5e3784a
+# %% ../nbs/06_classification.ipynb #d26bd556
 def report(
     labels: Iterable[int], # true classes, 0 or 1
     answers: Iterable[int], # what a classifier says, as many
 ) -> dict[str, float]: # accuracy, its interval (low, high), precision and recall
     """Count how a classifier is right and wrong about spam (this page).
 
-    Raises ValueError if there are not as many answers as labels.
+    Raises ValueError if there are not as many answers as labels, or one is no class.
     """
+    labels, answers = ([x.tolist() if hasattr(x, "tolist") else x for x in part]
+                       for part in (labels, answers))
+    if len(labels) != len(answers):
+        raise ValueError(f"there are {len(labels)} labels and {len(answers)} answers")
+    if wrong := [x for x in labels + answers if x not in (0, 1)]:
+        raise ValueError(f"{wrong[0]!r} is no class, must be 0 (ham) or 1 (spam)")
     pairs = [(int(a), int(b)) for a, b in zip(labels, answers, strict=True)]
     right, found = sum(a == b for a, b in pairs), sum(a and b for a, b in pairs)
     low, high = wilson(right, len(pairs))
@@ -287,7 +315,7 @@ def report(
             "precision": found / called if called else math.nan,
             "recall": found / real if real else math.nan}
 
-# %% ../nbs/06_classification.ipynb #83ca242a
+# %% ../nbs/06_classification.ipynb #dc093e82
 RECIPE = {"n": 8000, "epochs": 3, "lr": 4e-4, "batch_size": 16, "seed": 0}
 
 
@@ -301,7 +329,7 @@ def small_classifier(
 ) -> GPTModel: # in evaluation mode
     "Teach the shipped small model to tell the small world's spam (book 6.7)."
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed) # no GPU's
         model = to_classifier(load_pretrained("small"), train="all")
     dataset = SpamDataset(small_messages(n, seed, "train"), small_tokenizer())
     train(model, make_loader(dataset, batch_size, seed=seed), loss_fn=classifier_loss,
@@ -327,7 +355,7 @@ class Verdict:
         cut = f", read {self.read} of {self.tokens} tokens" * (self.read < self.tokens)
         return f"{self.label} ({self.probability:.1%}{cut})"
 
-# %% ../nbs/06_classification.ipynb #fdd128fa
+# %% ../nbs/06_classification.ipynb #ccc654b5
 def _encode(
     texts: list[str], # to sort
     tokenizer, # has `encode_ordinary`
@@ -343,6 +371,10 @@ def _encode(
 
 def _check_classifier(model, tokenizer, labels, max_length) -> int: # tokens to read
     "Refuse a model that cannot answer; say how many tokens of a text it takes."
+    if isinstance(labels, str | dict) or not hasattr(labels, "__getitem__") \
+            or len(set(map(str, labels))) < len(labels):
+        raise ValueError(f"the names of the classes are {labels!r}, must be a list of "
+                         "different words")
     if model.out_head.out_features != len(labels):
         raise ValueError(f"the model has {model.out_head.out_features} outputs for "
                          f"{len(labels)} labels; give it a head by to_classifier")
@@ -350,11 +382,13 @@ def _check_classifier(model, tokenizer, labels, max_length) -> int: # tokens to 
         raise ValueError(f"the tokenizer has {tokenizer.n_vocab} entries, the model "
                          f"{model.config.vocab_size}; they do not belong together")
     size = model.config.context_length
-    if max_length is not None and not 1 <= max_length <= size:
-        raise ValueError(f"max_length is {max_length}, must be 1 to {size}")
-    return max_length or size
+    most = size if max_length is None else max_length
+    _whole(1, max_length=most)
+    if most > size:
+        raise ValueError(f"max_length is {most}, must be 1 to {size}")
+    return most
 
-# %% ../nbs/06_classification.ipynb #e5a06506
+# %% ../nbs/06_classification.ipynb #2c03566a
 @torch.no_grad()
 def classify(
     texts: str | Sequence[str], # one text or many, none of them empty
@@ -366,10 +400,11 @@ def classify(
 ) -> Verdict | list[Verdict]: # one for one text, else a list in the same order
     """Sort texts into classes (book 6.8).
 
-    Raises ValueError if a text is empty or the model is no such classifier.
+    Raises ValueError for an empty text, an impossible argument or no such classifier.
     """
     if isinstance(texts, str):
         return classify([texts], model, tokenizer, labels, max_length, batch_size)[0]
+    _whole(1, batch_size=batch_size)
     most = _check_classifier(model, tokenizer, labels, max_length)
     rows = _encode(texts, tokenizer)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -380,7 +415,7 @@ def classify(
             cut = [rows[i][:most] for i in some]
             places = torch.tensor([len(row) - 1 for row in cut], device=device)
             ids = _pad(cut, max(map(len, cut)), tokenizer.eot_token).to(device)
-            shares = _scores(model, ids, places).softmax(-1).tolist()
+            shares = _chances(model, ids, places).tolist()
             for i, row in zip(some, shares, strict=True):
                 best = max(range(len(row)), key=row.__getitem__)
                 found[i] = Verdict(labels[best], dict(zip(labels, row, strict=True)),
@@ -390,7 +425,7 @@ def classify(
                       "only their beginnings were read", stacklevel=2)
     return found
 
-# %% ../nbs/06_classification.ipynb #173364f9
+# %% ../nbs/06_classification.ipynb #6ef1ae05
 def _filter(
     path: str, # of a file, or "" for the small world's own filter
 ) -> tuple: # model, tokenizer and labels
@@ -400,7 +435,8 @@ def _filter(
         model = made_once("spam-filter", small_classifier, about)
         return model, small_tokenizer(), LABELS
     model, about = load_model(path), read_about(path)
-    return model, tokenizer_for(model, path), about.get("labels", LABELS)
+    labels = about.get("labels", LABELS) if isinstance(about, dict) else LABELS
+    return model, tokenizer_for(model, path), labels
 
 
 def command(

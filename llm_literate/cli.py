@@ -179,13 +179,17 @@ def _function(
     module, _, function = COMMANDS[name][0].partition(":")
     return getattr(importlib.import_module(module), function)
 
-# %% ../nbs/05d_command_line.ipynb #4ea6add9
+# %% ../nbs/05d_command_line.ipynb #76906002
 def main(
     args: list[str] | None = None, # what was typed after the program's name
 ) -> int: # exit code: 0, 2 after a mistake, 130 after Ctrl-C, 141 if nobody listens
     "Run one of `COMMANDS` (this page)."
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args, name = sys.argv[1:] if args is None else args, "llm-literate"
+    for stream, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, stream) is None: # closed by whoever started us
+            empty = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, stream, os.fdopen(empty, mode, encoding="utf-8"))
     if hasattr(sys.stdout, "reconfigure"): # a terminal that lacks a character
         sys.stdout.reconfigure(errors="replace")
     try:

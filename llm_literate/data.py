@@ -28,7 +28,7 @@ with warnings.catch_warnings(): # in a notebook, its progress bar asks for widge
     warnings.filterwarnings("ignore", message="IProgress not found")
     import pooch
 
-# %% ../nbs/02c_data.ipynb #bd977a07
+# %% ../nbs/02c_data.ipynb #2df002e5
 def _whole(least, **numbers):
     "Raise ValueError for the first of `numbers` that is no integer from `least` on."
     for name, n in numbers.items():
@@ -43,8 +43,9 @@ def _flat(
     if not isinstance(ids, torch.Tensor | np.ndarray):
         ids = np.asarray(ids) if len(ids) else np.zeros(0, np.uint16)
         if ids.dtype.kind == "i":
-            small = ids.min() >= 0 and ids.max() < 2**16
-            ids = ids.astype(np.uint16 if small else np.int32)
+            low, high = ids.min(), ids.max()
+            wide = np.int32 if low >= -2**31 and high < 2**31 else np.int64
+            ids = ids.astype(np.uint16 if low >= 0 and high < 2**16 else wide)
     kind = str(ids.dtype).removeprefix("torch.")
     if ids.ndim != 1 or not re.fullmatch(r"u?int(8|16|32|64)", kind):
         raise ValueError(f"ids have shape {tuple(ids.shape)} and type {kind}, "
@@ -143,7 +144,7 @@ def _generator(
     mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
-# %% ../nbs/02c_data.ipynb #18f04555
+# %% ../nbs/02c_data.ipynb #bf78adf6
 @dataclass(frozen=True)
 class BatchOrder:
     "Decide what each batch holds, from the seed and the epoch alone (book 2.6)."
@@ -162,6 +163,9 @@ class BatchOrder:
         if self.rank >= self.world_size:
             raise ValueError(f"rank is {self.rank}, must be less than the "
                              f"world_size, {self.world_size}")
+        for name in "samples", "batch_size", "seed", "rank", "world_size":
+            number = int(getattr(self, name)) # NumPy's are not plain
+            object.__setattr__(self, name, number)
 
     def __len__(self): # batches of an epoch, the same for every rank
         step = self.batch_size * self.world_size

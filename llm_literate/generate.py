@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['new_cache', 'probabilities', 'sample', 'stream', 'generate', 'faster_decoding']
 
-# %% ../nbs/04c_generate.ipynb #ec54571d
+# %% ../nbs/04c_generate.ipynb #16fb228e
 from collections.abc import Iterator
-from contextlib import contextmanager
-from math import inf
+from contextlib import contextmanager, nullcontext
+from math import inf, isfinite
 
 import torch
 from torch import nn
@@ -24,25 +24,25 @@ def new_cache(
     "Make room for the keys and values of all blocks (this page)."
     return [KVCache(capacity) for _ in model.trf_blocks]
 
-# %% ../nbs/04c_generate.ipynb #66848dcd
+# %% ../nbs/04c_generate.ipynb #f8deea26
 def _check_choice(temperature, top_k, top_p):
     "Refuse what no token can be chosen by."
-    if not 0 <= temperature < inf:
+    if not hasattr(temperature, "__float__") or not 0 <= temperature < inf:
         raise ValueError(f"temperature is {temperature!r}, must be finite, 0 or more")
     whole = hasattr(top_k, "__index__") and not isinstance(top_k, bool)
     if top_k is not None and (not whole or top_k < 1):
         raise ValueError(
             f"top_k is {top_k!r}, must be an integer, 1 or more, or None for all")
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and not (hasattr(top_p, "__float__") and 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p!r}, must be in (0, 1], or None for all")
 
-# %% ../nbs/04c_generate.ipynb #103d2927
+# %% ../nbs/04c_generate.ipynb #6edbef0e
 def probabilities(
     logits: torch.Tensor, # (..., v) scores of a model
     temperature: float = 1.0, # 0 or more; below 1 sharpens, above 1 flattens
     top_k: int | None = None, # keep the k likeliest tokens, at least 1
     top_p: float | None = None, # the likeliest with this probability in all, in (0, 1]
-) -> torch.Tensor: # (..., v) float32, adding up to 1
+) -> torch.Tensor: # (..., v) float32, adding up to 1; NaN if `logits` hold NaN
     "Turn scores into probabilities, the unlikely ones cut away (book 5.3)."
     _check_choice(temperature, top_k, top_p)
     logits = logits.float()
@@ -75,7 +75,7 @@ def sample(
     probs = probabilities(logits, temperature, top_k, top_p)
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
-# %% ../nbs/04c_generate.ipynb #975ea415
+# %% ../nbs/04c_generate.ipynb #e49e18c9
 @contextmanager
 def _native(quick):
     "Multiply with torch's own loops, not with oneDNN, if that is quicker (this page)."
@@ -92,29 +92,31 @@ def _native(quick):
 def _steps(model, ids, max_new_tokens, eos_id, use_cache, choice):
     "Yield one new token for each row, again and again; `stream` says of what."
     (b, t), size = ids.shape, model.config.context_length
-    ids = torch.cat([ids, ids.new_empty(b, max_new_tokens)], 1) # (b, t + n)
     cache = new_cache(model, min(size, t + max_new_tokens)) if use_cache else None
     done = torch.zeros(b, dtype=torch.bool, device=ids.device)
     half = ids.is_cpu and model.tok_emb.weight.dtype == torch.bfloat16
-    with eval_mode(model):
-        for end in range(t, t + max_new_tokens):
-            start = max(0, end - size)
-            if start: # every token has a new place: what was kept is worth nothing
-                cache = None
-            elif cache:
-                start = cache[0].length
-            with _native(half and b * (end - start) == 1):
-                logits = model(ids[:, start:end], cache, last_only=True) # (b, 1, v)
-            new = sample(logits[:, -1], **choice).to(ids.dtype) # (b,)
-            if eos_id is not None:
-                new = new.masked_fill(done, eos_id)
-                done |= new == eos_id
-            ids[:, end] = new
-            yield new
-            if eos_id is not None and done.all():
-                return
+    parts = list(model.modules())
+    for step in range(max_new_tokens):
+        if ids.shape[1] > size: # every token has a new place: what was kept is
+            ids, cache = ids[:, -size:], None # worth nothing
+        read = ids[:, cache[0].length if cache else 0:]
+        learning = any(part.training for part in parts)
+        with (eval_mode(model) if learning else nullcontext(),
+              _native(half and read.numel() == 1)):
+            logits = model(read, cache, last_only=True) # (b, 1, v)
+        if (ids.is_cpu or step == 0) and not isfinite(logits.max()):
+            raise ValueError("the model's scores are no finite numbers; its weights "
+                             "are damaged, or its training diverged")
+        new = sample(logits[:, -1], **choice).to(ids.dtype) # (b,)
+        if eos_id is not None:
+            new = new.masked_fill(done, eos_id)
+            done |= new == eos_id
+        ids = torch.cat([ids, new[:, None]], 1)
+        yield new
+        if eos_id is not None and done.all():
+            return
 
-# %% ../nbs/04c_generate.ipynb #18a88ae9
+# %% ../nbs/04c_generate.ipynb #3a3c4d0d
 def stream(
     model: GPTModel, # in training or not: it is evaluated, and then as before
     ids: torch.Tensor, # (b, t) prompts, all of one length; any number of rows
@@ -128,7 +130,7 @@ def stream(
 ) -> Iterator[torch.Tensor]: # (b,) the next token of each row, as soon as it is chosen
     """Yield the tokens that follow, until there are enough or all rows end (book 4.7).
 
-    Raises ValueError if an argument is impossible.
+    Raises ValueError if an argument is impossible or the model's weights are damaged.
     """
     check_ids(ids)
     n, size = max_new_tokens, model.config.vocab_size
@@ -142,7 +144,7 @@ def stream(
                   generator=generator)
     return _steps(model, ids, n, eos_id, use_cache, choice)
 
-# %% ../nbs/04c_generate.ipynb #8b5c37a5
+# %% ../nbs/04c_generate.ipynb #51ab01f9
 def generate(
     model: GPTModel, # in training or not: it is evaluated, and then as before
     ids: torch.Tensor, # (b, t) prompts, all of one length; any number of rows
@@ -156,11 +158,12 @@ def generate(
 ) -> torch.Tensor: # (b, t + n) prompts and what follows; shorter if all rows end early
     """Continue prompts; of long ones the last context_length tokens count (book 4.7).
 
-    Raises ValueError if an argument is impossible.
+    Raises ValueError if an argument is impossible or the model's weights are damaged.
     """
     new = stream(model, ids, max_new_tokens, temperature, top_k, top_p,
                  eos_id, generator, use_cache)
-    return torch.cat([ids, *(tokens[:, None] for tokens in new)], 1)
+    with eval_mode(model): # once, not for each token
+        return torch.cat([ids, *(tokens[:, None] for tokens in new)], 1)
 
 # %% ../nbs/04c_generate.ipynb #1685ba86
 @torch.no_grad()

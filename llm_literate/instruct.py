@@ -6,7 +6,7 @@
 __all__ = ['check_entries', 'load_instructions', 'partition', 'format_input', 'format_response', 'collate', 'InstructionDataset',
            'respond', 'save_responses']
 
-# %% ../nbs/07a_instructions.ipynb #3b3c0e57
+# %% ../nbs/07a_instructions.ipynb #19a9d5f2
 import json
 import os
 import warnings
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from .data import _whole
 from .generate import generate
 from .model import GPTModel
 
@@ -22,7 +23,7 @@ with warnings.catch_warnings(): # in a notebook, it asks for widgets
     warnings.filterwarnings("ignore", message="IProgress not found")
     from tqdm.auto import tqdm
 
-# %% ../nbs/07a_instructions.ipynb #ac167e5a
+# %% ../nbs/07a_instructions.ipynb #a8d12e4c
 def check_entries(
     entries: list[dict], # each with "instruction", "input" and "output"
     answered: bool = True, # whether each must have an output
@@ -40,7 +41,8 @@ def check_entries(
                              f"with {', '.join(keys)}")
         for key in keys:
             if key not in entry:
-                raise ValueError(f"entry {i} has no {key!r}, only {', '.join(entry)}")
+                raise ValueError(f"entry {i} has no {key!r}, only "
+                                 f"{', '.join(map(str, entry)) or 'nothing'}")
             if not isinstance(entry[key], str):
                 raise ValueError(f"entry {i}: its {key} is a "
                                  f"{type(entry[key]).__name__}, must be a string")
@@ -48,7 +50,7 @@ def check_entries(
                 raise ValueError(f"entry {i}: its {key} is empty")
     return entries
 
-# %% ../nbs/07a_instructions.ipynb #2ecef4a8
+# %% ../nbs/07a_instructions.ipynb #08fbfca4
 def load_instructions(
     path: Path | str, # of a JSON file
 ) -> list[dict[str, str]]: # entries, checked; further keys stay
@@ -57,7 +59,7 @@ def load_instructions(
     Raises ValueError if it is no JSON, no list, or an entry is wrong.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error: # also bytes that are no UTF-8
         raise ValueError(f"{path} is no JSON file: {error}") from None
     if not isinstance(entries, list):
@@ -68,7 +70,7 @@ def load_instructions(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
-# %% ../nbs/07a_instructions.ipynb #0a9d71ed
+# %% ../nbs/07a_instructions.ipynb #d06fd98a
 def partition(
     entries: list, # in their order; shuffle them before if that has a meaning
     train: float = 0.85, # share to train on, above 0
@@ -81,8 +83,8 @@ def partition(
     if not (0 < train <= 1 and 0 <= test <= 1 and train + test <= 1 + 1e-9):
         raise ValueError(f"train is {train} and test is {test}, must be shares that "
                          "add up to 1 or less")
-    a = int(len(entries) * train)
-    b = min(len(entries), a + int(len(entries) * test))
+    a = int(len(entries) * train + 1e-9) # 100 * 0.29 is 28.999999999999996
+    b = min(len(entries), a + int(len(entries) * test + 1e-9))
     return entries[:a], entries[b:], entries[a:b]
 
 # %% ../nbs/07a_instructions.ipynb #6905b980
@@ -219,7 +221,7 @@ def _until(
     "Cut an answer at its end."
     return ids[:ids.index(end_id)] if end_id in ids else ids
 
-# %% ../nbs/07a_instructions.ipynb #fec8f951
+# %% ../nbs/07a_instructions.ipynb #b6a1fc96
 def respond(
     model: GPTModel, # fine-tuned, if the answers are to be good
     tokenizer, # the model's; has `encode_ordinary`, `decode` and `eot_token`
@@ -232,8 +234,10 @@ def respond(
 ) -> str | list[str]: # the answer, or all answers in the order of the entries
     """Let a model answer requests, as many at once as have one length (book 7.7).
 
-    Raises ValueError if an entry is wrong or too long for the model.
+    Raises ValueError if an entry is wrong or too long for the model, or a number is.
     """
+    _whole(1, batch_size=batch_size)
+    _whole(0, max_new_tokens=max_new_tokens)
     single = isinstance(entries, dict)
     entries = check_entries([entries] if single else entries, answered=False)
     size, end_id = model.config.context_length, tokenizer.eot_token

@@ -81,7 +81,7 @@ class _Lines:
             os.close(self.file)
             self.file = -1
 
-# %% ../nbs/07b_judge.ipynb #5d45685f
+# %% ../nbs/07b_judge.ipynb #38a419db
 def _lock(
     file: int, # open file
     path: Path, # its name
@@ -107,6 +107,19 @@ def _sync_folder(
         finally:
             os.close(file)
 
+# %% ../nbs/07b_judge.ipynb #0e3d8c37
+def _fits(
+    line: object, # what a line holds
+) -> bool: # True if a run may have written it
+    "Tell lines of ours from other JSON."
+    if not isinstance(line, dict) or not isinstance(line.get("run", {}), dict):
+        return False
+    if "entry" not in line:
+        return True
+    i, score = line["entry"], line.get("score", "")
+    return (type(i) is int and i >= 0 and "status" in line
+            and isinstance(score, int | float | None))
+
 
 def _parse(
     path: Path, # of the file
@@ -117,12 +130,14 @@ def _parse(
     for number, line in enumerate(text.split(b"\n")[:-1], start=1):
         try:
             lines.append(json.loads(line))
+            if not _fits(lines[-1]):
+                raise ValueError("no line of ours")
         except ValueError:
             raise ValueError(f"line {number} of {path} is damaged; mend it, or move "
                              "the file away and start anew") from None
     return lines
 
-# %% ../nbs/07b_judge.ipynb #94aa2f1d
+# %% ../nbs/07b_judge.ipynb #1da4ab66
 def _report(
     cases: list[dict], # as `check_responses` gives them
     lines: list[dict], # of the file
@@ -134,6 +149,10 @@ def _report(
         if "run" in line:
             about = {**line["run"], "runs": about.get("runs", 0) + 1}
         elif "entry" in line:
+            if line["entry"] >= len(cases):
+                raise ValueError(f"there is a score for entry {line['entry']}, and "
+                                 f"there are {len(cases)} records; the file of scores "
+                                 "is damaged, move it away and start anew")
             results[line["entry"]] = {k: v for k, v in line.items() if k != "entry"}
         else: # how a run ended
             about |= line
@@ -264,7 +283,7 @@ def _bar(
     return tqdm(total=n, initial=n - todo, unit="answer",
                 **({} if progress else {"disable": True}))
 
-# %% ../nbs/07b_judge.ipynb #2f1406a6
+# %% ../nbs/07b_judge.ipynb #1523d465
 def score(
     entries: list[dict], # with instruction, input, output and a response
     judge: OllamaJudge, # whom to ask
@@ -277,8 +296,8 @@ def score(
 
     Raises JudgeError if no judge answers at first, ValueError if an argument is wrong.
     """
-    if parallel < 1:
-        raise ValueError(f"parallel is {parallel}, must be 1 or more")
+    if not hasattr(parallel, "__index__") or parallel < 1:
+        raise ValueError(f"parallel is {parallel!r}, must be 1 or more")
     cases = check_responses(entries, response)
     about = judge.about() | {"data": fingerprint(cases)}
     file, stop, ended = _Lines(Path(out)), threading.Event(), {}
@@ -322,7 +341,7 @@ def canaries() -> list[dict[str, str]]: # records that can be scored, all wrong
                 "input": "", "output": "Yellow"}
     return [question | {"model_response": text} for text in CANARIES.values()]
 
-# %% ../nbs/07b_judge.ipynb #c828ea53
+# %% ../nbs/07b_judge.ipynb #4e6dd96e
 @dataclass(frozen=True)
 class Examination:
     "Hold what was found out about a judge itself (this page)."
@@ -346,6 +365,8 @@ def examine(
     **options, # of `score`: parallel, progress
 ) -> Examination: # ceiling, noise and canaries
     "Measure the judge instead of the answers (this page)."
+    check_responses(entries, response) # before a folder is made
+    judge.about()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     perfect = [entry | {response: entry["output"]} for entry in entries]
@@ -355,7 +376,7 @@ def examine(
     birds = score(canaries(), judge, folder / "canaries.jsonl", **options)
     return Examination(ceiling, agreement(first, second), birds)
 
-# %% ../nbs/07b_judge.ipynb #0eea7998
+# %% ../nbs/07b_judge.ipynb #b91919ee
 _File = Annotated[str, {"opt": False, "nargs": "?"}] # the doctor needs none
 
 
@@ -368,7 +389,7 @@ def _read(
                          "responses.json, or llm-literate judge --doctor to see "
                          "whether a judge could be asked")
     try:
-        return json.loads(Path(responses).read_text(encoding="utf-8"))
+        return json.loads(Path(responses).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{responses} is no JSON file: {error}") from None
 

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['LoRALayer', 'LinearWithLoRA', 'add_lora', 'merge_lora', 'save_lora', 'load_lora']
 
-# %% ../nbs/E_lora.ipynb #d3f0f758
+# %% ../nbs/E_lora.ipynb #8b636d59
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
-from .weights import WeightsError, hash_tensors, write_safetensors
+from .model import GPTModel
+from .weights import (WeightsError, hash_tensors, read_header,
+                                  write_safetensors)
 
-# %% ../nbs/E_lora.ipynb #db8dfc02
+# %% ../nbs/E_lora.ipynb #b4954372
 class LoRALayer(nn.Module):
     """Change a linear layer's output by a product of rank r (book E.4; Hu et al. 2022).
 
@@ -36,8 +39,9 @@ class LoRALayer(nn.Module):
         for name, n in {"in_dim": in_dim, "out_dim": out_dim, "rank": rank}.items():
             if isinstance(n, bool) or not isinstance(n, int) or n < 1:
                 raise ValueError(f"{name} is {n!r}, must be an integer, 1 or more")
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"alpha is {alpha!r}, must be finite and above 0")
+        if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            raise ValueError(f"alpha is {alpha!r}, must be a plain number, finite and "
+                             "above 0")
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.A = nn.Parameter(torch.empty(rank, in_dim))
         self.B = nn.Parameter(torch.zeros(out_dim, rank))
@@ -56,7 +60,7 @@ class LoRALayer(nn.Module):
         flat = base.reshape(-1, len(B)), narrow.reshape(-1, len(A))
         return torch.addmm(*flat, B.T, alpha=self.scale).view(base.shape)
 
-# %% ../nbs/E_lora.ipynb #22aa5f72
+# %% ../nbs/E_lora.ipynb #4b49e106
 class LinearWithLoRA(nn.Module):
     "Add what a LoRALayer says to what a linear layer says (book E.4)."
 
@@ -72,6 +76,7 @@ class LinearWithLoRA(nn.Module):
             lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
         self.linear = linear
         self.lora = lora.to(torch.promote_types(weight.dtype, torch.float32))
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.train(linear.training)
 
     def forward(
@@ -149,7 +154,7 @@ def add_lora(
     _replace(model, parts)
     return model
 
-# %% ../nbs/E_lora.ipynb #d021fd22
+# %% ../nbs/E_lora.ipynb #b87477c0
 def merge_lora(
     model: nn.Module, # changed in place; what is frozen stays frozen
 ) -> nn.Module: # the same model, with plain linear layers
@@ -164,6 +169,8 @@ def merge_lora(
         grad = part.linear.weight.requires_grad
         part.linear.weight = nn.Parameter(part.merged(), requires_grad=grad)
     _replace(model, {name: part.linear for name, part in adapted.items()})
+    if isinstance(model, GPTModel) and "out_head" in adapted:
+        model.config = replace(model.config, tie_weights=False)
     return model
 
 # %% ../nbs/E_lora.ipynb #7c485a26
@@ -203,26 +210,18 @@ def save_lora(
     write_safetensors(path, learned, {"llm_literate_lora": note})
     return path
 
-# %% ../nbs/E_lora.ipynb #3b3aca07
+# %% ../nbs/E_lora.ipynb #0bbe5dd9
 def _read_lora(
     path: Path, # a file
 ) -> tuple[dict, dict[str, torch.Tensor]]: # card, tensors by name
     "Read what `save_lora` wrote; raises WeightsError if it is anything else."
-    again = "copy it or download it again"
-    try:
-        with safe_open(path, "pt") as file:
-            note = (file.metadata() or {}).get("llm_literate_lora", "")
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is no whole safetensors file ({error}); "
-                           f"{again}") from None
+    note = read_header(path)[1].get("llm_literate_lora", "")
     if not note:
         raise WeightsError(f"{path} holds no adapter, save_lora did not write it; "
                            "a whole model is read by load_model")
-    digest, _, text = note.partition(" ")
+    (digest, _, text), tensors = note.partition(" "), load_file(path)
     if hash_tensors(tensors, text) != digest:
-        raise WeightsError(f"{path} is damaged; {again}")
+        raise WeightsError(f"{path} is damaged; copy it or download it again")
     card = json.loads(text)
     if card["version"] != 1:
         raise WeightsError(f"{path} is of version {card['version']}, this library "
@@ -250,7 +249,7 @@ def _refuse_other(
         raise WeightsError(f"{path} is for another model or other layers: "
                            f"{wrong[0]} stands only in one of the two")
 
-# %% ../nbs/E_lora.ipynb #13da5516
+# %% ../nbs/E_lora.ipynb #b7dd34d8
 def load_lora(
     model: nn.Module, # the one it was trained with, with or without LoRA
     path: Path | str, # a file that `save_lora` wrote
@@ -267,7 +266,6 @@ def load_lora(
     shapes = {name: tuple(w.shape) for name, w in (base | learned).items()}
     for name in card["layers"]:
         layer = model.get_submodule(name)
-        layer = getattr(layer, "linear", layer)
         shapes[f"{name}.lora.A"] = card["rank"], layer.in_features
         shapes[f"{name}.lora.B"] = layer.out_features, card["rank"]
     for name, tensor in tensors.items():

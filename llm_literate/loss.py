@@ -6,9 +6,10 @@
 __all__ = ['text_to_token_ids', 'token_ids_to_text', 'perplexity', 'lm_loss', 'bits_per_byte', 'to_device', 'pick_device',
            'evaluate']
 
-# %% ../nbs/05a0_loss.ipynb #9d9d80b1
+# %% ../nbs/05a0_loss.ipynb #29f29e5e
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from .model import eval_mode
 
-# %% ../nbs/05a0_loss.ipynb #bc7e75fb
+# %% ../nbs/05a0_loss.ipynb #cd08c7bb
 def text_to_token_ids(
     text: str, # any text; "<|endoftext|>" in it is read as the special token
     tokenizer, # has `encode` as tiktoken's encodings have it
@@ -33,12 +34,18 @@ def token_ids_to_text(
 ) -> str: # the text
     """Decode one row of token ids (book 5.1.1).
 
-    Raises ValueError if there are several rows.
+    Raises ValueError if there are several rows, or an id that no token has.
     """
+    ids = torch.as_tensor(ids)
     if ids.ndim == 2 and len(ids) != 1 or ids.ndim not in (1, 2):
         raise ValueError(f"ids have shape {tuple(ids.shape)}, must be (1, t) or (t,); "
                          "decode the rows of a batch one by one")
-    return tokenizer.decode(ids.flatten().tolist())
+    row = ids.flatten().tolist()
+    try:
+        return tokenizer.decode(row)
+    except (KeyError, OverflowError): # tiktoken's
+        raise ValueError(f"ids go from {min(row)} to {max(row)}, and not each of them "
+                         "has a token") from None
 
 # %% ../nbs/05a0_loss.ipynb #807f549e
 def perplexity(
@@ -50,16 +57,24 @@ def perplexity(
     except OverflowError:
         return math.inf
 
-# %% ../nbs/05a0_loss.ipynb #9ac35bd1
+# %% ../nbs/05a0_loss.ipynb #6d2c9754
 def lm_loss(
     model: nn.Module, # ids (b, t) -> logits (b, t, v)
     batch: tuple, # inputs (b, t) and targets (b, t); a target of -100 does not count
 ) -> tuple[torch.Tensor, torch.Tensor]: # mean loss in nats, number of targets counted
-    "Take the cross-entropy of the next tokens (book 5.1.2)."
+    """Take the cross-entropy of the next tokens (book 5.1.2).
+
+    Raises ValueError if `targets` are not one id for each row of logits.
+    """
     inputs, targets = batch
-    logits = model(inputs).flatten(0, 1).float() # (b * t, v); half precision overflows
+    logits = model(inputs) # (b, t, v)
+    if targets.shape != logits.shape[:-1] or targets.is_floating_point():
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)} and type {targets.dtype}, "
+            f"must be ids of shape {tuple(logits.shape[:-1])}")
     n = (targets != -100).sum()
-    total = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+    logits = logits.flatten(0, 1).float() # (b * t, v); half precision overflows
+    total = F.cross_entropy(logits, targets.flatten().long(), reduction="sum")
     return total / n.clamp(min=1), n
 
 # %% ../nbs/05a0_loss.ipynb #e00e8543
@@ -76,7 +91,7 @@ def bits_per_byte(
         raise ValueError("the text is empty, so there are no bytes to share the loss")
     return loss * tokens / math.log(2) / len(text.encode())
 
-# %% ../nbs/05a0_loss.ipynb #ce907147
+# %% ../nbs/05a0_loss.ipynb #65246f78
 def to_device(
     batch, # a tensor, or tuples, lists and dicts of tensors
     device: torch.device | str, # where they shall be
@@ -102,10 +117,12 @@ def pick_device(
     """
     there = {"cuda": torch.cuda.is_available(),
              "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = torch.device(wanted or next(name for name, is_there in there.items()
-                                         if is_there))
-    if not there.get(device.type) or (device.type == "cuda" and device.index
-                                      and device.index >= torch.cuda.device_count()):
+    device = None
+    with suppress(RuntimeError, TypeError): # torch knows no device of that name
+        device = torch.device(wanted or next(name for name in there if there[name]))
+    if not device or not there.get(device.type) or (
+            device.type == "cuda" and device.index
+            and device.index >= torch.cuda.device_count()):
         raise ValueError(f"there is no {wanted!r} here, only "
                          + ", ".join(name for name in there if there[name]))
     return device

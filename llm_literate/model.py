@@ -6,10 +6,11 @@
 __all__ = ['CONFIGS', 'GPTConfig', 'LayerNorm', 'GELU', 'FeedForward', 'TransformerBlock', 'check_ids', 'GPTModel',
            'parameter_table', 'init_weights', 'eval_mode']
 
-# %% ../nbs/04b_model.ipynb #02c46546
+# %% ../nbs/04b_model.ipynb #bdcaaec9
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import nn
 
 from .attention import KVCache, MultiHeadAttention
 
-# %% ../nbs/04b_model.ipynb #0ad606f2
+# %% ../nbs/04b_model.ipynb #ee08e1d7
 @dataclass(frozen=True)
 class GPTConfig:
     """Describe a GPT by its sizes, its dropout and the few choices it has (book 4.1).
@@ -37,8 +38,9 @@ class GPTConfig:
     def __post_init__(self):
         for name in "vocab_size", "context_length", "emb_dim", "n_heads", "n_layers":
             size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
                 raise ValueError(f"{name} is {size!r}, must be an integer, 1 or more")
+            object.__setattr__(self, name, int(size)) # a plain one, also from NumPy's
         if self.emb_dim % self.n_heads:
             raise ValueError(
                 f"emb_dim is {self.emb_dim}, must be a multiple of n_heads, "
@@ -161,17 +163,22 @@ def check_ids(
             f"ids have shape {tuple(ids.shape)}, must be (b, t) with at least one row "
             "and one token; a single sequence becomes a batch by `ids[None]`")
 
-# %% ../nbs/04b_model.ipynb #78b8749d
+# %% ../nbs/04b_model.ipynb #6fa5b030
 def _first_place(
     ids: torch.Tensor, # (b, t)
     cache: list[KVCache] | None, # one for each block
     config: GPTConfig, # of the model
 ) -> int: # position of the first id, 0 without a cache
-    "Check that `ids` fit into the context, behind what is cached."
+    "Check the caches, and that `ids` fit into the context behind what is cached."
     check_ids(ids)
-    if cache is not None and len(cache) != config.n_layers:
-        raise ValueError(f"{len(cache)} caches do not serve {config.n_layers} blocks")
+    if cache is not None and not len(cache) == len(set(cache)) == config.n_layers:
+        raise ValueError(f"{len(set(cache))} caches do not serve {config.n_layers} "
+                         "blocks; `new_cache(model, n)` makes one for each")
     start = cache[0].length if cache else 0
+    if cache and any(memory.length != start for memory in cache):
+        held = [memory.length for memory in cache]
+        raise ValueError(f"the caches hold {held} tokens, must hold equally many; "
+                         f"truncate each to {min(held)}")
     end, size = start + ids.shape[1], config.context_length
     if end > size:
         raise ValueError(f"{end} tokens are too many, the context takes {size}")
@@ -190,12 +197,11 @@ def _look_up(
         wrong = ids[(ids < 0) | (ids >= n)][0].item()
         raise ValueError(f"ids hold {wrong}, must be 0 to {n - 1}") from None
 
-# %% ../nbs/04b_model.ipynb #2f509381
+# %% ../nbs/04b_model.ipynb #9ed52ad2
 class GPTModel(nn.Module):
     """Score every token as the next one, at each position (book 4.6; GPT-2's paper).
 
-    Raises ValueError if ids are too many for the context or no ids at all, and on a CPU
-    if they are unknown.
+    Raises ValueError if ids or caches do not fit, and on a CPU if ids are unknown.
     """
 
     def __init__(
@@ -234,7 +240,7 @@ class GPTModel(nn.Module):
             x = block(x, cache[i] if cache else None) # (b, t, d)
         return self.out_head(self.final_norm(x[:, -1:] if last_only else x))
 
-# %% ../nbs/04b_model.ipynb #c314b9fb
+# %% ../nbs/04b_model.ipynb #f59b92e9
 def parameter_table(
     model: nn.Module | GPTConfig, # a configuration is counted without being built
     dtype: torch.dtype = torch.float32, # of the weights, if `model` is a configuration
@@ -244,6 +250,9 @@ def parameter_table(
     if isinstance(model, GPTConfig):
         with torch.device("meta"): # shapes without memory
             model = GPTModel(model).to(dtype)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {model!r}, must be a model or a GPTConfig, "
+                         "like those in CONFIGS")
     rows, seen = {}, set()
     for name, weight in model.named_parameters(remove_duplicate=False):
         first, *rest = name.split(".")
@@ -259,7 +268,7 @@ def parameter_table(
     columns = ["parameters", "trainable", "MB"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
-# %% ../nbs/04b_model.ipynb #c50bd5d8
+# %% ../nbs/04b_model.ipynb #c71e406e
 @torch.no_grad()
 def init_weights(
     model: GPTModel, # changed in place
@@ -272,6 +281,9 @@ def init_weights(
     emb_std = std if emb_std is None else emb_std
     if residual is None:
         residual = (2 * model.config.n_layers) ** -0.5
+    if not all(0 <= number < inf for number in (std, emb_std, residual)):
+        raise ValueError(f"std, emb_std and residual are {std}, {emb_std} and "
+                         f"{residual}, must be finite, 0 or more")
     for name, weight in model.named_parameters():
         if name.endswith((".bias", ".shift")):
             weight.zero_()

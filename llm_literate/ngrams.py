@@ -8,19 +8,29 @@ __all__ = ['grams', 'ngram_bits']
 # %% ../nbs/02b1_small_text.ipynb #5ecc14cc
 import numpy as np
 
-# %% ../nbs/02b1_small_text.ipynb #adbdf083
+# %% ../nbs/02b1_small_text.ipynb #ee8e6277
+def _check_grams(n: int, v: int):
+    "Raise ValueError unless n ids below v make one number."
+    if n < 1:
+        raise ValueError(f"{n} neighbours are asked for, must be 1 or more")
+    if int(v) ** n >= 2**63:  # int, for NumPy's own power would wrap
+        raise ValueError(f"{n} ids out of {v} do not fit into 63 bits; "
+                         "ask for fewer neighbours")
+
+
 def grams(
     ids: np.ndarray, # (t,) token ids, each below v
     n: int, # neighbours in a gram, at least 1
     v: int, # size of the vocabulary
 ) -> np.ndarray: # (t - n + 1,) one number for each n neighbours
     "Write each n neighbours as one number (this page)."
+    _check_grams(n, v)
     key = np.zeros(len(ids) - n + 1, dtype=np.int64)
     for k in range(n):
         key = key * v + ids[k:len(key) + k]
     return key
 
-# %% ../nbs/02b1_small_text.ipynb #465b7c81
+# %% ../nbs/02b1_small_text.ipynb #3764d22e
 def _find(keys, values, wanted):
     "Look each wanted key up among sorted keys; 0 where it is missing."
     i = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
@@ -35,11 +45,15 @@ def ngram_bits(
 ) -> list[np.ndarray]: # for each n from 1 to most, the bits of each test token (s,)
     """Say what each test token costs an n-gram model (Witten and Bell 1991).
 
-    Raises ValueError if so many neighbours do not fit into one number.
+    Raises ValueError if so many neighbours do not fit in one number, or ids are wrong.
     """
-    if v ** most >= 2**63:
-        raise ValueError(f"{most} ids out of {v} do not fit into 63 bits; "
-                         "ask for fewer neighbours")
+    _check_grams(most, v)
+    if not len(train):
+        raise ValueError("train holds no ids, there is nothing to count")
+    for ids in (train, test):
+        if len(ids) and not 0 <= np.min(ids) <= np.max(ids) < v:
+            raise ValueError(f"ids are {np.min(ids)} to {np.max(ids)}, "
+                             f"must be 0 to {v - 1}")
     p, bits = np.full(len(test), 1 / v), []
     pad = np.zeros(most - 1, np.int64)
     train, test = np.append(pad, train), np.append(pad, test)

@@ -6,7 +6,7 @@
 __all__ = ['Rank', 'ranks', 'distribute', 'whole', 'shared_loss', 'any_rank', 'ShardedCheckpoints', 'train_ranks', 'main',
            'state_bytes']
 
-# %% ../nbs/A1_parallel.ipynb #460b2200
+# %% ../nbs/A1_parallel.ipynb #5cf10952
 import io
 import json
 import os
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed as dist
@@ -29,8 +30,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoints import CheckpointError, random_state, sync_folder
-from .data import TokenWindows, flat_ids, make_loader
+from llm_literate.checkpoints import (
+    CheckpointError,
+    _reason,
+    random_state,
+    sync_folder,
+)
+from .data import TokenWindows, _whole, flat_ids, make_loader
 from .loss import lm_loss
 from .model import GPTConfig, GPTModel
 from .small_world import corpus
@@ -142,12 +148,17 @@ class ShardedCheckpoints:
         return sorted((path for path in found
                        if re.fullmatch(r"step-\d{9,}", path.name)), reverse=True)
 
-# %% ../nbs/A1_parallel.ipynb #62d38f51
+# %% ../nbs/A1_parallel.ipynb #fcd42221
 def _flat(state: dict) -> dict[str, torch.Tensor]: # what this rank writes
     "Name every tensor of a state; the rest becomes one tensor of bytes."
     rest = {k: v for k, v in state.items() if k not in ("model", "optimizer")}
     rest["groups"], file = state["optimizer"]["param_groups"], io.BytesIO()
     torch.save(rest, file)
+    try: # better no checkpoint than one that cannot be read
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError("this state could not be loaded again, it must hold plain "
+                         f"data only: {_reason(error)}") from error
     data = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
     flat = {f"model.{name}": value for name, value in state["model"].items()}
     for i, values in state["optimizer"]["state"].items():
@@ -159,9 +170,9 @@ def _cause(error: BaseException) -> str: # one line
     "Say what went wrong on the first rank where something did."
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return f"{type(error).__name__}: {_reason(error)}"
 
-# %% ../nbs/A1_parallel.ipynb #b79213ad
+# %% ../nbs/A1_parallel.ipynb #0b3055ea
 @patch
 def save(
     self: ShardedCheckpoints,
@@ -171,6 +182,7 @@ def save(
     """Write a checkpoint, all ranks together, and only then remove the oldest.
 
     Raises CheckpointError on all ranks if one of them could not write.
+    Raises ValueError if the state could not be loaded again.
     """
     path, first = self.folder / f"step-{step:09d}", dist.get_rank() == 0
     part = self.folder / f".{path.name}.part"
@@ -262,7 +274,7 @@ def load(
                               f"{self.folder} to begin anew")
     return None
 
-# %% ../nbs/A1_parallel.ipynb #692b6b73
+# %% ../nbs/A1_parallel.ipynb #62908629
 def train_ranks(
     model: nn.Module, # changed in place; on FSDP its weights become shares
     data, # dataset to learn from, the same on all ranks
@@ -282,6 +294,7 @@ def train_ranks(
 
     Raises ValueError if the ranks cannot share a batch evenly.
     """
+    _whole(1, batch_size=batch_size)
     if batch_size % here.size:
         raise ValueError(f"batch_size is {batch_size}, must be a multiple of the "
                          f"{here.size} ranks that share it")
@@ -333,7 +346,7 @@ def main(
         path = Path(folder) / "history.json"
         path.write_text(json.dumps(history.columns), encoding="utf-8")
 
-# %% ../nbs/A1_parallel.ipynb #32cf1360
+# %% ../nbs/A1_parallel.ipynb #ae7e077c
 def state_bytes(
     model: nn.Module, # may be on the device `meta`, without numbers
     kind: str, # "ddp" or "fsdp"
@@ -341,10 +354,11 @@ def state_bytes(
 ) -> dict[str, float]: # bytes on each rank, by what they are for; no activations
     """Count what training with AdamW in 32 bits keeps on each rank (Zhao et al. 2023).
 
-    Raises ValueError for another kind.
+    Raises ValueError for another kind, or no rank.
     """
     if kind not in ("ddp", "fsdp"):
         raise ValueError(f"kind is {kind!r}, must be 'ddp' or 'fsdp'")
+    _whole(1, size=size)
     total = sum(w.numel() for w in model.parameters())
     blocks = [sum(w.numel() for w in block.parameters()) for block in model.trf_blocks]
     kept = total / (size if kind == "fsdp" else 1)

@@ -30,22 +30,23 @@ from .tokenizer import small_tokenizer
 from .train import History, train, warmup_cosine
 from .weights import load_model, save_model
 
-# %% ../nbs/05c1_small_model.ipynb #f3a19e6e
+# %% ../nbs/05c1_small_model.ipynb #59e1567c
 def repeats(
     random: np.random.Generator, # decides which tokens, and how many
     length: int, # tokens in all, at least 16
     vocab_size: int, # different tokens
-    least: int = 0, # tokens in a round, at least 1; 0: an eighth of the window
+    least: int = 0, # tokens in a round, 1 to 49; 0: an eighth of the window, or 49
 ) -> tuple[np.ndarray, np.ndarray]: # ids (t,); the same with -100 in the first round
     """Repeat a few random tokens to the end of the window (Olsson et al. 2022).
 
-    Raises ValueError if the window is too short for two rounds.
+    Raises ValueError if the window is too short for two rounds, or `least` is wrong.
     """
     most = min(50, length // 2) # and one less
     if length < 16 or not 0 <= least < most:
         raise ValueError(f"a window of {length} tokens with rounds of {least} or more; "
-                         "it must be 16 or longer, and a round less than half of it")
-    period = int(random.integers(least or length // 8, most))
+                         "it must be 16 or longer, and a round less than half of it "
+                         "and less than 50")
+    period = int(random.integers(least or min(length // 8, 49), most))
     ids = np.resize(random.integers(0, vocab_size, period), length)
     targets = ids.copy()
     targets[:period] = -100

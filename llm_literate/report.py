@@ -6,10 +6,11 @@
 __all__ = ['exact_match', 'character_f', 'check_responses', 'fingerprint', 'bootstrap', 'Report', 'measure', 'Comparison',
            'compare', 'Agreement', 'agreement']
 
-# %% ../nbs/07b0_report.ipynb #269c989d
+# %% ../nbs/07b0_report.ipynb #b9acc940
 import hashlib
 import html
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ def exact_match(
     "Give 100 to an answer that is the reference but for outer spaces (this page)."
     return 100.0 * (response.strip() == reference.strip())
 
-# %% ../nbs/07b0_report.ipynb #122b3d29
+# %% ../nbs/07b0_report.ipynb #aa7c04d1
 def _runs(
     text: str, # an answer
     n: int, # characters in a run
@@ -45,6 +46,8 @@ def character_f(
     beta: float = 2.0, # how many times recall counts as much as precision
 ) -> float: # 0 to 100
     "Measure how many runs of characters two texts share (Popović 2015)."
+    if order < 1:
+        raise ValueError(f"order is {order}, must be 1 or more")
     precision, recall = [], []
     for n in range(1, order + 1):
         ours, theirs = _runs(response, n), _runs(reference, n)
@@ -57,7 +60,7 @@ def character_f(
         return 0.0
     return 100 * (1 + beta**2) * p * r / (beta**2 * p + r) / len(precision)
 
-# %% ../nbs/07b0_report.ipynb #a67eefc7
+# %% ../nbs/07b0_report.ipynb #79ada9df
 _KEYS = ("instruction", "input", "output")
 
 
@@ -77,7 +80,8 @@ def check_responses(
             raise ValueError(f"entry {i} is a {type(entry).__name__}, must be a dict")
         for key in (*_KEYS, response):
             if key not in entry:
-                raise ValueError(f"entry {i} has no {key!r}, only {', '.join(entry)}")
+                raise ValueError(f"entry {i} has no {key!r}, only "
+                                 f"{', '.join(map(str, entry)) or 'nothing'}")
             if not isinstance(entry[key], str):
                 raise ValueError(f"entry {i}: its {key} is a "
                                  f"{type(entry[key]).__name__}, must be a string")
@@ -91,7 +95,7 @@ def fingerprint(
     "Give the sha256 of a value, whatever the order of its keys (this page)."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/07b0_report.ipynb #28a43a1f
+# %% ../nbs/07b0_report.ipynb #76830f1a
 def bootstrap(
     values: Sequence[float], # one for each entry
     level: float = 0.95, # share of the drawn means inside, above 0 and below 1
@@ -99,6 +103,9 @@ def bootstrap(
     seed: int = 0, # of the draws
 ) -> tuple[float, float]: # lower and upper end; NaN if there is nothing to draw
     "Give an interval for a mean by drawing the values again (Efron 1979)."
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level is {level} and resamples {resamples}; level must be "
+                         "above 0 and below 1, and one draw is the least")
     values = np.asarray(values, dtype=float)
     if not len(values):
         return float("nan"), float("nan")
@@ -160,17 +167,27 @@ class Report:
         "Tell whether the run stopped before its end."
         return "missing" in self.failures
 
-# %% ../nbs/07b0_report.ipynb #de5123a3
+# %% ../nbs/07b0_report.ipynb #43fe50f9
 def measure(
     entries: list[dict], # see `check_responses`
     metric: Callable[[str, str], float] = exact_match, # (response, reference) -> score
     response: str = "model_response", # key under which the response stands
 ) -> Report: # of a metric, and it says so
-    "Score answers by a formula, without any judge (this page)."
-    cases = check_responses(entries, response)
-    results = [{"status": "ok", "score": metric(case["response"], case["output"]),
-                "reason": ""} for case in cases]
-    name = metric.__name__.replace("_", " ")
+    """Score answers by a formula, without any judge (this page).
+
+    Raises ValueError if a record is wrong, or the metric gives no number.
+    """
+    cases, results = check_responses(entries, response), []
+    for i, case in enumerate(cases):
+        score = metric(case["response"], case["output"])
+        if not hasattr(score, "__float__"):
+            raise ValueError(f"the metric gave {score!r} for entry {i}, must give a "
+                             "number")
+        results.append({"status": "ok", "score": float(score), "reason": ""})
+    formula = getattr(metric, "func", metric) # what a functools.partial calls
+    name = getattr(formula, "__name__", type(formula).__name__).replace("_", " ")
+    given = [f"{k}={v!r}" for k, v in getattr(metric, "keywords", {}).items()]
+    name = " ".join([name, *given])
     return Report(cases, results, {"by": f"{name}, a formula and no judge",
                                    "data": fingerprint(cases)})
 
@@ -230,7 +247,7 @@ def plot(
     plt.close(fig)
     return fig
 
-# %% ../nbs/07b0_report.ipynb #34a7b8bc
+# %% ../nbs/07b0_report.ipynb #0cc1db22
 def _plain(
     value: object, # a number or a text
     kind: str, # "html" or "md"
@@ -238,7 +255,7 @@ def _plain(
     "Write a value so that it shows as itself."
     text = f"{value:g}" if isinstance(value, float) else str(value)
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-    text = html.escape(text)
+    text = html.escape(text, quote=kind == "html")
     if kind == "md":
         text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
     return re.sub(r"\r\n|[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text)
@@ -258,7 +275,7 @@ def _table(
              for tag, row in zip(tags, cells, strict=True)]
     return "\n".join(["<table>", *lines, "</table>"])
 
-# %% ../nbs/07b0_report.ipynb #253e05e1
+# %% ../nbs/07b0_report.ipynb #f27b343c
 @patch
 def fragment(
     self: Report,
@@ -282,7 +299,7 @@ def fragment(
              _table(answers, kind), _table([["provenance", ""], *origin], kind)]
     return "\n\n".join(parts) + "\n"
 
-
+# %% ../nbs/07b0_report.ipynb #f475f2c9
 @patch
 def save(
     self: Report,
@@ -293,13 +310,19 @@ def save(
     Raises ValueError if the ending is unknown.
     """
     path = Path(path)
+    if path.suffix not in (".json", ".html", ".md"):
+        raise ValueError(f"{path} must end with .json, .html or .md")
     if path.suffix == ".json":
         text = json.dumps({"summary": self.summary(), "about": self.about,
                            "entries": self.entries, "results": self.results}, indent=1)
     else:
         text = self.fragment(path.suffix[1:])
-    path.write_text(text, encoding="utf-8")
-    return path
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        return part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @patch

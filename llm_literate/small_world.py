@@ -109,13 +109,13 @@ def _scene(rng: random.Random, plot: str, people: list) -> dict:
         slots[name] = tell(rng, pick(rng, _TALK[talk]), slots)
     return slots | {"msg": Word(slots["msg"]).cap}
 
-# %% ../nbs/02b_small_world.ipynb #c00f6133
+# %% ../nbs/02b_small_world.ipynb #0ccf27b2
 def _check(n: int, split: str) -> None:
     "Raise ValueError unless there can be n texts of this split."
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be 'train', 'val' or 'test', not {split!r}")
-    if n < 0:
-        raise ValueError(f"the number of texts must be 0 or more, not {n}")
+    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
+        raise ValueError(f"the number of texts is {n!r}, must be an integer, 0 or more")
 
 
 def stories(
@@ -248,7 +248,7 @@ _CORES = {"plain": _plain, "advice": _advice, "hearsay": _hearsay, "prize": _pri
 _MIX = (["plain"] * 10 + ["advice"] * 8 + ["hearsay"] * 5 + ["prize"] * 6
         + ["sender"] * 5 + ["deal"] * 5 + ["goods"])
 
-# %% ../nbs/02b_small_world.ipynb #3133fb98
+# %% ../nbs/02b_small_world.ipynb #80f243e5
 def _message(rng: random.Random, split: str, spam: float) -> dict[str, str]:
     "Draw a message, with its label and kind, and what its reader sees in it."
     while True:
@@ -275,9 +275,11 @@ def messages(
 ) -> list[dict[str, str]]:  # text, label ("spam" or "ham") and kind of each
     """Write text messages, no two alike (this page).
 
-    Raises ValueError if there is no such split.
+    Raises ValueError if there is no such split or share.
     """
     _check(n, split)
+    if not 0 <= spam <= 1:
+        raise ValueError(f"spam is {spam!r}, must be a share, 0 to 1")
     rng, written = random.Random(f"messages {split} {seed}"), {}
     while len(written) < n:
         message = _message(rng, split, spam)

@@ -34,7 +34,7 @@ _OTHERS = [b for b in range(256) if b not in _PRINTABLE]
 BYTES = bytes(_PRINTABLE + _OTHERS)  # id → byte
 _IDS = bytes(BYTES.index(b) for b in range(256))  # byte → id
 
-# %% ../nbs/02a_tokenizer.ipynb #ce53ac03
+# %% ../nbs/02a_tokenizer.ipynb #a7ec8163
 _WORDS = (
     r"'(?:[sdmt]|ll|ve|re)"  # English endings: 's 'd 'm 't 'll 've 're
     r"| ?[LETTER]+| ?[DIGIT]+| ?[^\sLETTERDIGIT]+"  # each with the space before it
@@ -52,7 +52,13 @@ def cut_words(
     "Cut text into the words inside which merges happen (Radford et al. 2019, 2.2)."
     if pattern == GPT2_PATTERN and text.isascii():
         return _ASCII.findall(text)
-    return regex.findall(pattern, text)
+    try:
+        words = regex.compile(pattern)
+    except (regex.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+    if words.groups:  # of these `findall` would give the groups alone
+        return [match[0] for match in words.finditer(text)]
+    return words.findall(text)
 
 # %% ../nbs/02a_tokenizer.ipynb #a9ff6741
 def learn_merges(
@@ -175,7 +181,7 @@ class _Words(dict):
             self[word] = ids
         return ids
 
-# %% ../nbs/02a_tokenizer.ipynb #931d34c9
+# %% ../nbs/02a_tokenizer.ipynb #e0b8c3a0
 class BPETokenizer:
     """Encode text by byte pair encoding, as GPT-2 does (book 2.5).
 
@@ -189,7 +195,7 @@ class BPETokenizer:
         pattern: str = GPT2_PATTERN,  # cuts text into words
     ):
         _check_vocabulary(ranks, special_tokens)
-        regex.compile(pattern)
+        cut_words("", pattern)  # raises ValueError if it is none
         self.ranks, self.special_tokens = dict(ranks), dict(special_tokens)
         self.pattern, self._words = pattern, _Words(self.ranks)
         self.tokens = {id: token for token, id in ranks.items()}
@@ -205,7 +211,16 @@ class BPETokenizer:
         words = cut_words(text, self.pattern)
         return list(chain.from_iterable(map(self._words.__getitem__, words)))
 
-# %% ../nbs/02a_tokenizer.ipynb #a08647ff
+# %% ../nbs/02a_tokenizer.ipynb #cf10ae30
+def _names(special_tokens) -> list[str]:
+    "List special tokens, each once; a str is the name of one."
+    one = isinstance(special_tokens, str)
+    names = [special_tokens] if one else list(dict.fromkeys(special_tokens))
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"special tokens are {names}, each must be a str with a text")
+    return names
+
+
 def _cutter(special_tokens):
     "Make a function that cuts a text at special tokens, which come at odd places."
     if not special_tokens:
@@ -226,12 +241,13 @@ def encode(
     _check_text(text)
     ids, special = [], set(self.special_tokens)
     allowed, banned = allowed_special, disallowed_special
-    allowed = special if allowed == "all" else special & set(allowed)
-    banned = special - allowed if banned == "all" else banned
+    allowed = special if allowed == "all" else special & set(_names(allowed))
+    banned = special - allowed if banned == "all" else _names(banned)
     if found := _cutter(banned)(text)[1:2]:
-        raise ValueError(
-            f"text holds the special token {found[0]!r}; allowed_special={set(found)} "
-            "encodes it as one, disallowed_special=() as plain text")
+        as_one = f"allowed_special={set(found)} encodes it as one, "
+        raise ValueError(f"text holds the special token {found[0]!r}; "
+                         f"{as_one if disallowed_special == 'all' else ''}"
+                         "disallowed_special=() encodes it as plain text")
     for k, piece in enumerate(_cutter(allowed)(text)):
         if k % 2:
             ids.append(self.special_tokens[piece])
@@ -260,7 +276,7 @@ def decode(
     "Turn ids into text; raises ValueError at an id that no token has (book 2.5)."
     return self.decode_bytes(ids).decode(errors="replace")
 
-# %% ../nbs/02a_tokenizer.ipynb #fc1c2269
+# %% ../nbs/02a_tokenizer.ipynb #81bfe7e4
 @patch(cls_method=True)
 def train(
     cls: BPETokenizer,
@@ -270,12 +286,13 @@ def train(
     pattern: str = GPT2_PATTERN,  # cuts text into words
 ) -> BPETokenizer:
     "Learn a vocabulary; raises ValueError if 256 bytes do not fit in (book 2.5)."
-    least = 256 + len(special_tokens)
-    if vocab_size < least:
-        raise ValueError(f"vocab_size is {vocab_size}, must be at least {least}: "
-                         f"256 bytes and {len(special_tokens)} special tokens")
-    counts, cut = Counter(), _cutter(special_tokens)
-    for part in [text] if isinstance(text, str) else text:
+    names = _names(special_tokens)
+    least = 256 + len(names)
+    if not hasattr(vocab_size, "__index__") or vocab_size < least:
+        raise ValueError(f"vocab_size is {vocab_size!r}, must be an integer, {least} "
+                         f"or more: 256 bytes and {len(names)} special tokens")
+    counts, cut = Counter(), _cutter(names)
+    for part in [text] if isinstance(text, str | bytes | None) else text:
         _check_text(part)
         for piece in cut(part)[::2]:
             counts.update(cut_words(piece, pattern))
@@ -283,7 +300,7 @@ def train(
     for a, b in learn_merges(counts, vocab_size - least):
         tokens.append(tokens[a] + tokens[b])
     ranks = {token: id for id, token in enumerate(tokens)}
-    special = {name: id for id, name in enumerate(special_tokens, len(tokens))}
+    special = {name: id for id, name in enumerate(names, len(tokens))}
     return cls(ranks, special, pattern)
 
 # %% ../nbs/02a_tokenizer.ipynb #3f98791a
@@ -355,17 +372,23 @@ def from_tiktoken(
     ranks, special = encoding._mergeable_ranks, encoding._special_tokens
     return cls(ranks, special, encoding._pat_str)
 
-# %% ../nbs/02a_tokenizer.ipynb #0ccdeba6
+# %% ../nbs/02a_tokenizer.ipynb #d11133bd
 @patch
 def save(
     self: BPETokenizer,
-    path,  # file to write
+    path,  # file to write; an old one is replaced when the new is whole
 ) -> None:
     "Write the vocabulary as JSON, the same bytes each time (this page)."
     tokens = sorted(self.ranks, key=self.ranks.get)
     record = {"pattern": self.pattern, "special_tokens": self.special_tokens,
               "tokens": [token.decode("latin-1") for token in tokens]}
-    Path(path).write_bytes(json.dumps(record, indent=0).encode() + b"\n")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(json.dumps(record, indent=0).encode() + b"\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @patch(cls_method=True)
@@ -380,7 +403,7 @@ def load(
         tokens = [token.encode("latin-1") for token in record["tokens"]]
         ranks = {token: id for id, token in enumerate(tokens)}
         return cls(ranks, record["special_tokens"], record["pattern"])
-    except (ValueError, KeyError, TypeError, AttributeError, regex.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no vocabulary: {error!r}") from None
 
 # %% ../nbs/02a_tokenizer.ipynb #606ac37c

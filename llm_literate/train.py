@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_optimizer', 'warmup_cosine', 'History', 'TrainingDiverged', 'train']
 
-# %% ../nbs/05a3_training_loop.ipynb #77f427b0
+# %% ../nbs/05a3_training_loop.ipynb #cde13d0f
 import math
 import signal
 import threading
@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -36,17 +37,19 @@ with warnings.catch_warnings(): # in a notebook, it asks for widgets
     warnings.filterwarnings("ignore", message="IProgress not found")
     from tqdm.auto import tqdm
 
-# %% ../nbs/05a3_training_loop.ipynb #df451044
+# %% ../nbs/05a3_training_loop.ipynb #7885c0a7
 def make_optimizer(
     model: nn.Module, # what shall be trained of it has `requires_grad`
-    lr: float, # peak learning rate, above 0
+    lr: float, # peak learning rate, above 0 and finite
     weight_decay: float = 0.1, # for matrices; biases and norms never shrink
     betas: tuple[float, float] = (0.9, 0.95), # memory of mean and square, in [0, 1)
 ) -> torch.optim.AdamW: # fused, with one group that decays and one that does not
     """Make AdamW for the parameters that train (book 5.2; Loshchilov and Hutter 2019).
 
-    Raises ValueError if no parameter trains.
+    Raises ValueError if `lr` is impossible, or no parameter trains.
     """
+    if not hasattr(lr, "__float__") or not 0 < lr < math.inf:
+        raise ValueError(f"lr is {lr!r}, must be a number above 0, and finite")
     trained = [w for w in model.parameters() if w.requires_grad]
     if not trained:
         raise ValueError("no parameter of the model has requires_grad, "
@@ -148,7 +151,7 @@ class TrainingDiverged(ArithmeticError):
             f"they were before; {kept}; the batch is in `.batch`; look at it, or "
             "lower lr")
 
-# %% ../nbs/05a3_training_loop.ipynb #bb440203
+# %% ../nbs/05a3_training_loop.ipynb #612d82ad
 @dataclass
 class _Run:
     "Hold what all steps of one call of `train` share."
@@ -173,6 +176,8 @@ class _Run:
 
     def __post_init__(self):
         for group in self.optimizer.param_groups:
+            for name, value in group.items(): # NumPy's numbers could not be saved
+                group[name] = value.item() if isinstance(value, np.generic) else value
             group.setdefault("peak", group["lr"])
         self.trained = [w for g in self.optimizer.param_groups for w in g["params"]]
         self.device = self.trained[0].device
@@ -215,17 +220,22 @@ def _backward(
                 weight.grad /= count
     return losses, counts
 
-# %% ../nbs/05a3_training_loop.ipynb #28bfb2fe
+# %% ../nbs/05a3_training_loop.ipynb #5c33ad80
 def _step(
     run: _Run, # changed in place
     batches: list, # of this step
 ) -> dict: # loss, length of the gradient and learning rate
     "Take one step: gradients, the guard, clipping, the optimizer (book 5.2 and D.3)."
-    factor = run.schedule(run.step, run.total)
+    factor = float(run.schedule(run.step, run.total))
+    if not math.isfinite(factor):
+        raise ValueError(f"schedule gives {factor} at step {run.step}, must be finite")
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     losses, counts = _backward(run, batches)
     gradients = [w.grad for w in run.trained if w.grad is not None]
+    if not gradients and run.step == 0:
+        raise ValueError("no weight of the optimizer has a gradient: they are another "
+                         "model's, or frozen; make it with make_optimizer(model, lr)")
     length = nn.utils.get_total_norm(gradients)
     norm = length.item()
     losses, counts = [float(x) for x in losses], [int(n) for n in counts]
@@ -243,7 +253,7 @@ def _step(
     loss = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     return {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"]}
 
-# %% ../nbs/05a3_training_loop.ipynb #5b46fe6a
+# %% ../nbs/05a3_training_loop.ipynb #003212c6
 def _measure(
     run: _Run, # is not changed
     eval_batches: int | None, # of the validation loader
@@ -257,7 +267,12 @@ def _measure(
                                          eval_batches)
         for name, look in watch.items():
             value = look(run.model)
-            found[name] = value.item() if hasattr(value, "item") else value
+            if hasattr(value, "item") and math.prod(np.shape(value)) == 1:
+                value = value.item()
+            if not isinstance(value, int | float | str | None): # it must be saved
+                raise ValueError(f"watch {name!r} gave a {type(value).__name__}, must "
+                                 "give a number or a text")
+            found[name] = value
     set_random_state(before)
     if getattr(run.loader, "epoch", None) != epoch: # `watch` read the training loader
         run.loader.epoch = epoch
@@ -332,13 +347,14 @@ def _leave(number: int, run: _Run) -> None:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
-# %% ../nbs/05a3_training_loop.ipynb #7c0415de
-def _whole(**numbers) -> None:
+# %% ../nbs/05a3_training_loop.ipynb #dca9d739
+def _whole(**numbers) -> list: # None, or Python's integers
     "Raise ValueError for the first number that is neither None nor 1 or more."
     for name, n in numbers.items():
         whole = hasattr(n, "__index__") and not isinstance(n, bool)
         if n is not None and (not whole or n < 1):
             raise ValueError(f"{name} is {n!r}, must be an integer, 1 or more")
+    return [n if n is None else int(n) for n in numbers.values()]
 
 
 def _count_steps(loader, epochs, max_steps, accumulate) -> int:
@@ -350,6 +366,8 @@ def _count_steps(loader, epochs, max_steps, accumulate) -> int:
     except TypeError:
         raise ValueError("the loader has no length, so epochs cannot be counted; "
                          "give max_steps alone") from None
+    if not steps:
+        raise ValueError("the loader has no batch, so there is nothing to train on")
     return min(steps, max_steps or steps)
 
 
@@ -383,7 +401,7 @@ def _show(bar, run: _Run, row: dict) -> None:
         if not bar.disable:
             bar.write(text)
 
-# %% ../nbs/05a3_training_loop.ipynb #47f5bf4e
+# %% ../nbs/05a3_training_loop.ipynb #3a1aea96
 def _loop(
     run: _Run, # ready for its first step
     measure: Callable, # () -> what an evaluation finds
@@ -421,17 +439,19 @@ def _loop(
                 break
     if leave or stop:
         _leave(stop[0] if stop else signal.SIGTERM, run)
+    for group in run.optimizer.param_groups: # whoever goes on may set another rate
+        group["lr"] = group.pop("peak")
     return run.history
 
-# %% ../nbs/05a3_training_loop.ipynb #993e388f
+# %% ../nbs/05a3_training_loop.ipynb #815a8acf
 _COLUMNS = {"step", "epoch", "tokens", "seconds", "evaluated", "loss", "norm", "lr",
             "val_loss"}
 
 
 def _check_settings(max_norm, autocast, watch) -> None:
     "Refuse no limit, a type that would need a scaled loss, and a column's name."
-    if not max_norm > 0:
-        raise ValueError(f"max_norm is {max_norm}, must be above 0; "
+    if not hasattr(max_norm, "__float__") or not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm!r}, must be a number above 0; "
                          "math.inf clips nothing")
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is {autocast}, must be torch.bfloat16 or None")
@@ -452,7 +472,7 @@ def _store(
                          "mid-epoch; make it with make_loader")
     return checkpoint if hasattr(checkpoint, "save") else Checkpoints(checkpoint)
 
-# %% ../nbs/05a3_training_loop.ipynb #9c1d461d
+# %% ../nbs/05a3_training_loop.ipynb #97dcb5a3
 def train(
     model: nn.Module, # changed in place; where it is, it is trained
     loader: Iterable, # the batches of an epoch
@@ -461,7 +481,7 @@ def train(
     loss_fn: Callable = lm_loss, # (model, batch) -> mean loss and how many counted
     epochs: int | None = None, # default: 1, or as many as max_steps takes
     max_steps: int | None = None, # stop after so many steps, at least 1
-    lr: float = 4e-4, # peak learning rate, above 0
+    lr: float = 4e-4, # peak learning rate, above 0 and finite
     schedule: Callable | None = None, # (step, total) -> factor of lr; default: always 1
     weight_decay: float = 0.1, # for matrices only
     optimizer: torch.optim.Optimizer | None = None, # with its own lr and weight decay
@@ -481,10 +501,14 @@ def train(
 
     Raises ValueError for an impossible argument, TrainingDiverged for a loss of NaN.
     """
-    _whole(epochs=epochs, max_steps=max_steps, accumulate=accumulate,
-           eval_every=eval_every, eval_batches=eval_batches, save_every=save_every)
+    epochs, max_steps, accumulate, eval_every, eval_batches, save_every = _whole(
+        epochs=epochs, max_steps=max_steps, accumulate=accumulate,
+        eval_every=eval_every, eval_batches=eval_batches, save_every=save_every)
     watch = watch or {}
     _check_settings(max_norm, autocast, watch)
+    if isinstance(val_loader, Iterator) and eval_batches is None:
+        raise ValueError("val_loader is an iterator, which can be read only once; "
+                         "give a list or a loader")
     store = _store(checkpoint, loader)
     total = _count_steps(loader, epochs, max_steps, accumulate)
     run = _Run(model, torch.compile(model) if compile else model, loss_fn,

@@ -201,7 +201,7 @@ def untrue(
         if value != fact.subject and (fact.kind, fact.subject, value) not in _TRUE:
             return value
 
-# %% ../nbs/02b0_valley.ipynb #9527f9f9
+# %% ../nbs/02b0_valley.ipynb #e6ca2033
 def pick(
     rng: random.Random,  # makes the choice
     items,  # a list or a tuple
@@ -218,7 +218,9 @@ def draw(
     k: int,  # how many
     skewed: bool = False,  # as for `pick`
 ) -> list:  # k different items
-    "Choose several items, none twice (this page)."
+    "Choose k items, none twice; raises ValueError if there are fewer (this page)."
+    if k > len(items):  # there would be no end
+        raise ValueError(f"{k} items are to be drawn, there are {len(items)}")
     drawn = []
     while len(drawn) < k:
         if (item := pick(rng, items, skewed)) not in drawn:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ENDOFTEXT', 'UNKNOWN', 'split_words', 'join_words', 'plain_ids', 'SimpleTokenizer']
 
-# %% ../nbs/02a0_words.ipynb #74ccd944
+# %% ../nbs/02a0_words.ipynb #64284ded
 import re
+import reprlib
 from operator import index
 
 # %% ../nbs/02a0_words.ipynb #b42103cc
@@ -78,18 +79,21 @@ def join_words(
         room = after
     return "".join(text)
 
-# %% ../nbs/02a0_words.ipynb #f8fbf9e4
+# %% ../nbs/02a0_words.ipynb #e100074c
 def plain_ids(
     ids,  # list, array or tensor of ids
 ) -> list[int]:  # the same as plain integers
     "Read ids; raises ValueError if they are not one row of integers (this page)."
     try:
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        if ids and isinstance(ids[0], bool):  # a mask
+            raise TypeError
         return [index(id) for id in ids]
     except TypeError:
-        raise ValueError(f"ids must be one row of integers, not {ids!r}") from None
+        raise ValueError("ids must be one row of integers, "
+                         f"not {reprlib.repr(ids)}") from None
 
-# %% ../nbs/02a0_words.ipynb #b437a7af
+# %% ../nbs/02a0_words.ipynb #0ebd2a73
 class SimpleTokenizer:
     "Map words and punctuation marks to ids and back (book 2.3, 2.4)."
 
@@ -97,6 +101,9 @@ class SimpleTokenizer:
         self,
         vocab: dict[str, int],  # word → id; with "<|unk|>" in it no word is refused
     ):
+        if not isinstance(vocab, dict):
+            raise ValueError(f"vocab must be a dict, not {type(vocab).__name__}; "
+                             "SimpleTokenizer.train(text) makes one")
         self.vocab = dict(vocab)
         self.words = {id: word for word, id in self.vocab.items()}
         if len(self.words) < len(self.vocab):

@@ -160,6 +160,11 @@ def test_strict_reading_of_plain_numbers(reply):
         read_reply(reply, "plain")
 
 
+def test_a_reply_to_no_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompt is 'nope', must be rubric or plain"):
+        read_reply("50", "nope")
+
+
 @given(st.integers(0, 100), st.text(alphabet=st.characters(blacklist_categories=["Cs"])))
 def test_what_is_right_is_read(score, reason):
     assert read_reply(json.dumps({"reason": reason, "score": score})) == Judgement(reason=reason, score=score)
@@ -316,6 +321,43 @@ def test_another_server_is_recognised():
         OllamaJudge(host=server.where).about()
 
 
+def test_a_host_that_the_network_refuses_is_one_clear_error(monkeypatch):
+    def refuse(*args, **options):
+        raise UnicodeError("label empty or too long")
+
+    monkeypatch.setattr("httpx.Client.get", refuse)
+    with pytest.raises(JudgeError, match="no Ollama answers at .*label empty"):
+        OllamaJudge().about()
+
+
+@pytest.mark.parametrize("models", [[5], "x", {"a": 1}, None, [{"name": ["fake"]}]])
+def test_an_odd_list_of_models_is_an_empty_one(models, monkeypatch):
+    monkeypatch.setattr(asking, "_get", lambda judge, path, question=None: {"models": models})
+    with pytest.raises(JudgeError, match="the model fake is not on the server"):
+        OllamaJudge("fake").about()
+    assert OllamaJudge("fake").context() is None and doctor(OllamaJudge("fake"))[-1][0] is False
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"template": None},
+        {"model_info": [1]},
+        *({"model_info": {"a.context_length": size}} for size in (True, 0, -1, "x", 1e3)),
+    ],
+)
+@pytest.mark.parametrize("size", ["x", True, None, -5])
+def test_odd_sizes_count_as_none(shown, size, monkeypatch):
+    model = {"name": "fake", "size": size, "context_length": size}
+    monkeypatch.setattr(
+        asking, "_get", lambda judge, path, question=None: shown if question else {"models": [model]}
+    )
+    who = OllamaJudge("fake")
+    about = who.about()
+    assert (about["context"], about["room"]) == (who.num_ctx, who.num_ctx - who.num_predict)
+    assert who.context() is None and doctor(who)[1] == (True, "the model fake is there, 0.0 GB")
+
+
 def test_a_missing_model_names_the_command_and_pulls_nothing():
     with ollama(models=("other:7b",)) as fake:
         with pytest.raises(JudgeError, match=r"`ollama pull llama3` \(there are: other:7b\)"):
@@ -382,6 +424,8 @@ def test_provenance_is_whole():
         ("https://example.org", "https://example.org:443"),
         ("https://example.org:1/a/", "https://example.org:1/a"),
         (" 'localhost' ", "http://localhost:11434"),
+        ("localhost\n", "http://localhost:11434"),
+        ("my_server", "http://my_server:11434"),
     ],
 )
 def test_addresses(host, wanted, monkeypatch):
@@ -398,8 +442,25 @@ def test_what_is_no_address_is_refused(host):
 
 
 @pytest.mark.parametrize(
+    "host", ["http://192.168..1.5", "http://.foo", "a" * 64, "//x", "/x", "a b", "a\nb", "user@host:80", "host?x", "#"]
+)
+def test_what_names_no_server_is_refused_and_not_bent(host, monkeypatch):
+    for wrong in (lambda: OllamaJudge(host=host)), (lambda: monkeypatch.setenv("OLLAMA_HOST", host) or address()):
+        with pytest.raises(ValueError, match="is no address of a server .*write it like"):
+            wrong()
+
+
+@pytest.mark.parametrize(
     "options",
-    [{"prompt": "kind"}, {"tries": 0}, {"timeout": 0}, {"num_predict": 0}, {"num_ctx": 300, "num_predict": 300}],
+    [
+        {"prompt": "kind"},
+        {"tries": 0},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"pause": -1},
+        {"num_predict": 0},
+        {"num_ctx": 300, "num_predict": 300},
+    ],
 )
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError, match="must be"):

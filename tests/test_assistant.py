@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import subprocess
 import sys
 
 import pytest
@@ -94,6 +96,19 @@ def test_entries_that_do_not_fit_are_refused_before_training():
     assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
 
 
+@pytest.mark.parametrize("val_entries", [(), instructions(2)])
+def test_nothing_to_learn_from_is_refused_whatever_there_is_to_measure_on(val_entries):
+    with pytest.raises(ValueError, match="there are no entries to learn from"):
+        finetune(tiny(), TOKENIZER, [], val_entries, batch_size=2, progress=False)
+
+
+def test_settings_that_are_left_out_are_the_usual_ones(monkeypatch):
+    told = {}
+    monkeypatch.setattr(assistant, "finetune", lambda model, tokenizer, *parts, **more: told.update(more, parts=parts))
+    tune_small(tiny(), {"n": 4, "lr": 1e-3})
+    assert len(told["parts"][0]) == 4 and told["lr"] == 1e-3 and told["batch_size"] == SETTINGS["batch_size"]
+
+
 def test_settings_decide_the_result():
     small = SETTINGS | {"n": 16, "epochs": 1, "batch_size": 8}
     made = [tiny() for _ in range(3)]
@@ -151,6 +166,14 @@ def test_it_is_made_at_the_first_call_only(workshop, capsys):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     file, = options["cache"].rglob("*.safetensors")
     assert read_about(file) == options["settings"]
+
+
+def test_a_file_tells_all_settings_even_those_that_were_left_out(workshop):
+    options, _ = workshop
+    few = {"n": 8, "batch_size": 8}
+    load_assistant(cache=options["cache"], settings=few)
+    file, = options["cache"].rglob("*.safetensors")
+    assert read_about(file) == SETTINGS | few
 
 
 def test_other_settings_make_another_one(workshop):
@@ -269,7 +292,44 @@ def test_chat_goes_on_after_a_request_that_it_cannot_take(pupil, saved, capsys, 
     chat(model=saved)
     out, err = capsys.readouterr()
     assert out == entry["output"] + "\n"
-    assert err.count("note: ") == 2 and "make it shorter" in err and "instruction is empty" in err
+    assert err.count("note: ") == 2 and "make it shorter" in err and "the request is empty" in err
+
+
+@pytest.mark.parametrize("wrong, why", [
+    ({"tokens": 0}, "--tokens is 0, must be 1 or more"), ({"tokens": -3}, "--tokens is -3"),
+    ({"temperature": -1.0}, "temperature is -1.0"), ({"temperature": float("nan")}, "temperature is nan"),
+])
+def test_what_was_typed_is_looked_at_before_a_model_is_made(wrong, why, monkeypatch):
+    monkeypatch.setattr(assistant, "load_assistant", lambda name: pytest.fail("a model was made"))
+    for command in (lambda **options: ask("Sing.", **options)), chat:
+        with pytest.raises(ValueError, match=why):
+            command(**wrong)
+    for request in "", " | only an input":
+        with pytest.raises(ValueError, match="the request is empty"):
+            ask(request)
+
+
+def test_a_wrong_byte_does_not_end_a_chat(pupil, saved, capsys, monkeypatch):
+    entry = pupil[1][0]
+    typed_in = io.BytesIO(b"Say h\xe9\n" + typed(entry).encode() + b"\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed_in, encoding="utf-8"))
+    chat(model=saved, tokens=40)
+    assert capsys.readouterr().out.splitlines()[1:] == [entry["output"]]
+
+
+def test_no_prompt_goes_into_a_pipe_even_if_somebody_types_at_a_terminal(pupil, saved):
+    pty = pytest.importorskip("pty", reason="there are no such terminals on Windows")
+    terminal, end = pty.openpty()
+    entry = pupil[1][0]
+    code = "import sys; from llm_literate.assistant import chat; assert sys.stdin.isatty(); chat(model=sys.argv[1])"
+    try:
+        os.write(terminal, f"{typed(entry)}\n\x04".encode())
+        done = subprocess.run([sys.executable, "-c", code, saved], stdin=end, capture_output=True, text=True,
+                              encoding="utf-8", check=False)
+    finally:
+        os.close(terminal)
+        os.close(end)
+    assert (done.stdout, done.returncode) == (entry["output"] + "\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("memory", [0, 1, 3])
@@ -326,4 +386,4 @@ def test_the_command_line_has_them(pupil, saved, capsys):
     assert main(["ask", typed(entry), "--model", saved]) == 0
     assert capsys.readouterr().out == entry["output"] + "\n"
     assert main(["ask", "", "--model", saved]) == 2
-    assert "instruction is empty" in capsys.readouterr().err
+    assert "the request is empty" in capsys.readouterr().err

@@ -247,14 +247,12 @@ def test_gradients_flow_through_a_cache():
 # Refusals
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(d_in=0), "d_in is 0, must be at least 1"),
-    (dict(d_out=-4), "d_out is -4, must be at least 1"),
-    (dict(context_length=0), "context_length is 0, must be at least 1"),
-    (dict(num_heads=0), "num_heads is 0, must be at least 1"),
+    *[({name: value}, f"{name} is {value!r}, must be an integer, 1 or more")
+      for name, value in [("d_in", 0), ("d_in", "4"), ("d_in", 4.0), ("d_out", -4), ("d_out", None),
+                          ("context_length", 0), ("context_length", 2.5), ("num_heads", 0), ("num_heads", 2.0)]],
     (dict(d_out=10, num_heads=4), "d_out is 10, must be a multiple of num_heads, 4"),
-    (dict(dropout=1.0), r"dropout is 1.0, must be in \[0, 1\)"),
-    (dict(dropout=-0.1), r"dropout is -0.1, must be in \[0, 1\)"),
-    (dict(dropout=math.nan), r"dropout is nan, must be in \[0, 1\)"),
+    *[(dict(dropout=rate), rf"dropout is {rate!r}, must be a number in \[0, 1\)")
+      for rate in (1.0, -0.1, math.nan, None, "0.1")],
 ])
 def test_impossible_sizes_are_refused(arguments, message):
     good = dict(d_in=8, d_out=8, context_length=4, dropout=0.0, num_heads=2)
@@ -282,8 +280,9 @@ def test_a_wrong_shape_is_refused(shape):
 
 
 def test_the_cache_refuses():
-    with pytest.raises(ValueError, match="capacity is 0, must be at least 1"):
-        KVCache(0)
+    for capacity in (0, 4.5, "4", None):
+        with pytest.raises(ValueError, match=f"capacity is {capacity!r}, must be an integer, 1 or more"):
+            KVCache(capacity)
     layer, cache = make(), KVCache(5)
     with torch.no_grad():
         layer(torch.randn(2, 4, 12), cache)
@@ -291,8 +290,8 @@ def test_the_cache_refuses():
             layer(torch.randn(2, 2, 12), cache)
         with pytest.raises(ValueError, match="the batch has 3 rows, the cache was filled with 2"):
             layer(torch.randn(3, 1, 12), cache)
-        for length in (-1, 5):
-            with pytest.raises(ValueError, match=f"cannot keep {length} tokens of a cache that holds 4"):
+        for length in (-1, 5, 0.0, "2", None):
+            with pytest.raises(ValueError, match=f"cannot keep {length!r} tokens of a cache that holds 4"):
                 cache.truncate(length)
 
 

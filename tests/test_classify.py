@@ -95,6 +95,9 @@ def test_a_mark_swallows_lines_only_if_marks_are_read(tmp_path):
     ("text,label\nHi,ham\nHo,harm\n", "message 1 has the label 'harm'"),
     ("text,label\nHi,ham\n,spam\n", "message 1 has no text"),
     ("text,label\nHi,ham\n  ,spam\n", "message 1 has no text"),
+    ("text,label\nHi there, call me,ham\n", "more fields than columns; a text with a comma"),
+    ("label,text\nham,Hi there, call me\n", "more fields than columns"),
+    ("text,label,Text\nHi,ham,Ho\n", "more than one column 'text'"),
 ])
 def test_files_with_faults_are_refused(tmp_path, content, told):
     path = tmp_path / "a.csv"
@@ -103,6 +106,19 @@ def test_files_with_faults_are_refused(tmp_path, content, told):
         load_messages(path)
     with pytest.raises(ValueError, match=told):
         SpamDataset(path, small_tokenizer())
+
+
+@pytest.mark.parametrize("lines", [1, 9999])  # the byte is found when looking at the file, and when reading it
+def test_files_in_another_encoding_are_named(tmp_path, lines):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,label\n" + b"Hi,ham\n" * lines + "h\u00e9llo,ham\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.csv is not in UTF-8; save it as UTF-8"):
+        load_messages(path)
+
+
+def test_labels_of_a_table_with_gaps_are_numbers_all_the_same():
+    rows = [{"text": "Hi", "label": 0.0}, {"text": "Ho", "label": "1.0"}]
+    assert load_messages(rows)["label"].tolist() == ["ham", "spam"]
 
 
 @pytest.mark.parametrize("text", [None, math.nan, 3])
@@ -129,10 +145,17 @@ def test_split_loses_and_doubles_nothing(n, first, second, seed):
     table = pd.DataFrame({"text": [f"t{i}" for i in range(n)]})
     parts = split(table, first, second, seed)
     assert sorted(text for part in parts for text in part["text"]) == sorted(table["text"])
-    assert [len(part) for part in parts[:2]] == [int(n * first), int(n * second)]
+    for part, share in zip(parts, (first, second), strict=False):
+        assert n * share - 1 < len(part) <= n * share + 1e-6
 
 
-@pytest.mark.parametrize("shares", [(0, 0.1), (0.9, 0.2), (0.5, -0.1)])
+@pytest.mark.parametrize("first, second", [(29, 71), (57, 43), (55, 29)])
+def test_split_cuts_hundredths_exactly(first, second):
+    found = split(pd.DataFrame({"text": range(100)}), first / 100, second / 100)
+    assert [len(part) for part in found] == [first, second, 100 - first - second]
+
+
+@pytest.mark.parametrize("shares", [(0, 0.1), (0.9, 0.2), (0.5, -0.1), (math.nan, 0.1), (0.5, math.nan)])
 def test_split_refuses_impossible_shares(shares):
     with pytest.raises(ValueError, match="shares"):
         split(TABLE, *shares)
@@ -176,7 +199,10 @@ def test_a_special_token_in_a_message_is_plain_text(tokenizer):
     assert tokenizer.eot_token not in data.rows[0]
 
 
-@pytest.mark.parametrize("options, told", [({"read": "middle"}, "read is 'middle'"), ({"max_length": 0}, "max_length")])
+@pytest.mark.parametrize("options, told", [
+    ({"read": "middle"}, "read is 'middle'"), ({"max_length": 0}, "max_length is 0"),
+    ({"max_length": 2.5}, "max_length is 2.5"), ({"max_length": "3"}, "max_length is '3'"),
+])
 def test_datasets_refuse_impossible_settings(tokenizer, options, told):
     with pytest.raises(ValueError, match=told):
         SpamDataset(TABLE, tokenizer, **options)
@@ -245,8 +271,8 @@ def test_the_head_has_the_type_of_the_model():
 
 
 @pytest.mark.parametrize("options, told", [
-    ({"num_classes": 1}, "num_classes is 1"), ({"train": "heads"}, "'heads'"),
-    ({"train": ("head", "first_block")}, "'first_block'"),
+    ({"num_classes": 1}, "num_classes is 1"), ({"num_classes": 2.5}, "num_classes is 2.5"),
+    ({"train": "heads"}, "'heads'"), ({"train": ("head", "first_block")}, "'first_block'"),
 ])
 def test_impossible_classifiers_are_refused(options, told):
     model = GPTModel(TINY)
@@ -317,9 +343,23 @@ def test_report_agrees_with_scikit_learn(pairs):
     assert found["low"] <= found["accuracy"] <= found["high"]
 
 
-def test_report_refuses_lists_of_two_lengths():
-    with pytest.raises(ValueError):
-        report([0, 1], [0])
+@pytest.mark.parametrize("labels, answers, told", [
+    ([0, 1], [0], "2 labels and 1 answers"),
+    ([0, 1, 1], [0.2, 0.9, 0.8], "0.2 is no class"),
+    ([0, 1], [0, 2], "2 is no class"),
+    ([-1], [1], "-1 is no class"),
+    (["ham"], ["spam"], "'ham' is no class"),
+    ([0, 1], torch.tensor([[0.5, 0.5], [0.25, 0.75]]), r"\[0.5, 0.5\] is no class"),
+])
+def test_report_refuses_what_is_no_class(labels, answers, told):
+    with pytest.raises(ValueError, match=told):
+        report(labels, answers)
+
+
+def test_report_reads_classes_of_every_kind():
+    expected = report([1, 0, 1], [1, 1, 0])
+    for kind in (torch.tensor, pd.Series, iter, lambda labels: [bool(x) for x in labels]):
+        assert report(kind([1, 0, 1]), kind([1, 1, 0])) == expected
 
 
 # Verdicts
@@ -376,6 +416,28 @@ def test_models_and_labels_that_do_not_fit_are_refused(tokenizer):
         classify("Yes.", tiny(), tokenizer, max_length=33)
 
 
+@pytest.mark.parametrize("options, told", [
+    ({"batch_size": -1}, "batch_size is -1"), ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": "2"}, "batch_size is '2'"),
+    ({"max_length": 2.5}, "max_length is 2.5"), ({"max_length": "3"}, "max_length is '3'"),
+    ({"max_length": 0}, "max_length is 0"),
+    ({"labels": ("a", "a")}, "must be a list of different words"), ({"labels": {"ham": 0, "spam": 1}}, "are {'ham'"),
+    ({"labels": "hs"}, "are 'hs'"), ({"labels": None}, "are None"), ({"labels": 5}, "are 5"),
+])
+def test_impossible_arguments_are_refused(tokenizer, options, told):
+    with pytest.raises(ValueError, match=told):
+        classify(["Yes.", "No."], tiny(), tokenizer, **options)
+
+
+def test_a_damaged_model_has_no_answer(tokenizer):
+    model = tiny()
+    model.tok_emb.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="scores are NaN"):
+        classify("Yes.", model, tokenizer)
+    with pytest.raises(ValueError, match="scores are NaN"):
+        accuracy(model, make_loader(SpamDataset(TABLE, tokenizer), 2))
+
+
 def test_the_mode_of_the_model_is_left_alone(tokenizer):
     model = tiny().train()
     classify("Yes.", model, tokenizer)
@@ -395,6 +457,20 @@ def test_the_command_reads_a_file_and_its_labels(tmp_path, capsys):
     save_model(tiny(classes=3), tmp_path / "a", about={"labels": ["red", "green", "blue"]})
     command("See you at the mill.", str(tmp_path / "a"))
     assert capsys.readouterr().out.split()[0] in ("red", "green", "blue")
+
+
+@pytest.mark.parametrize("about", ["note", ["x"], {}])
+def test_the_command_takes_any_note_of_a_file(tmp_path, capsys, about):
+    save_model(tiny(), tmp_path / "a", about=about)
+    command("Yes.", str(tmp_path / "a"))
+    assert capsys.readouterr().out.startswith(LABELS)
+
+
+@pytest.mark.parametrize("labels", [None, 5, {"ham": 0, "spam": 1}, "hs", ["a", "a"]])
+def test_the_command_refuses_a_file_with_other_labels(tmp_path, labels):
+    save_model(tiny(), tmp_path / "a", about={"labels": labels})
+    with pytest.raises(ValueError, match="names of the classes are .*, must be a list of different words"):
+        command("Yes.", str(tmp_path / "a"))
 
 
 def test_the_command_reads_lines_from_the_input(tmp_path, capsys, monkeypatch):
@@ -430,8 +506,9 @@ def test_the_command_makes_its_filter_once(tmp_path, capsys, monkeypatch):
     assert first == second and first.startswith(LABELS)
 
 
-def test_the_small_filter_is_the_same_each_time():
+def test_the_small_filter_is_the_same_each_time(monkeypatch):
     options = {"n": 32, "epochs": 1, "progress": False}
+    monkeypatch.setattr(torch, "manual_seed", None)  # it would seed GPUs, whose state is not put back
     state = torch.get_rng_state()
     one, two = small_classifier(**options), small_classifier(**options)
     assert torch.equal(torch.get_rng_state(), state)

@@ -237,6 +237,22 @@ def test_gpt2s_vocabulary_has_gpt2s_tokenizer_and_no_note(shell, tmp_path):
 # Mistakes
 
 
+@POSIX
+def test_closed_input_and_output_are_empty_files():
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&-', "sh", *PROGRAM, "--version"], capture_output=True,
+                          text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_stream_may_be_closed(monkeypatch):
+    for name in "stdin", "stdout", "stderr":
+        monkeypatch.setattr(sys, name, None)
+    assert main(["genrate"]) == 2
+    assert sys.stdin.read() == "" and sys.stdout.write("☕") == sys.stderr.write("☕") == 1
+    for name in "stdin", "stdout", "stderr":
+        getattr(sys, name).close()
+
+
 @pytest.mark.parametrize(("args", "match"), [
     (["genrate", "x"], r"^llm-literate: error: there is no command 'genrate'; did you mean generate\? \(commands: gen"),
     (["--tokens", "3"], r"^llm-literate: error: there is no command '--tokens'"),

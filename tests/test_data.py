@@ -64,6 +64,11 @@ def test_ids_above_two_bytes_stay_whole():
     assert TokenWindows(np.array([1, 2**16 - 1, 3], np.uint16), 2, 1)[0][1].tolist() == [2**16 - 1, 3]
 
 
+@pytest.mark.parametrize("far", [2**31, 2**40, -2**31 - 1])
+def test_ids_above_four_bytes_stay_whole(far):
+    assert TokenWindows([far, 1, 2], 1, 1)[0][0].tolist() == [far]
+
+
 def test_windows_share_the_memory_of_the_ids():
     ids = torch.arange(1000)
     assert {part.untyped_storage().data_ptr() for part in TokenWindows(ids, 256, 1)[7]} == {ids.data_ptr()}
@@ -345,6 +350,13 @@ def test_workers_give_the_same_batches(windows):
 def test_wrong_loaders_are_refused(windows, options, message):
     with pytest.raises(ValueError, match=message):
         make_loader(windows, **options)
+
+
+def test_a_state_is_plain_though_the_numbers_were_numpys(windows):
+    one, plain = np.int64(1), make_loader(windows, 4, seed=1, world_size=2, rank=1)
+    loader = make_loader(windows, 4 * one, seed=one, world_size=2 * one, rank=one)
+    assert loader.order == plain.order and loader.state_dict() == plain.state_dict()
+    assert {type(value) for value in loader.state_dict().values()} == {int, bool} and type(loader.order.rank) is int
 
 
 def test_an_empty_dataset_is_refused():

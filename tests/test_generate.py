@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import event, example, given, settings
@@ -255,6 +256,24 @@ def test_mode_is_restored(training):
     assert [module.training for module in model.modules()] == modes
 
 
+def test_streams_side_by_side_keep_their_hands_off_the_mode():
+    model, ids = random_model(13, drop_rate=0.5).train(), prompts(1, 3)
+    model.trf_blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    pairs = []
+    for pair in zip(stream(model, ids, 12), stream(model, ids, 12), strict=True):
+        assert [module.training for module in model.modules()] == modes
+        pairs.append(torch.cat(pair).tolist())
+    assert [module.training for module in model.modules()] == modes
+    assert pairs == [[token] * 2 for token in generate(model, ids, 12)[0, 3:].tolist()]
+
+
+def test_room_is_taken_for_tokens_that_came_only():
+    model, ids = random_model(8), prompts(1, 3)
+    row = generate(model, ids, 12)
+    assert generate(model, ids, 10**15, eos_id=row[0, 4].item()).equal(row[:, :row[0].tolist().index(row[0, 4], 3) + 1])
+
+
 def test_gradients_are_off_inside_only():
     model, ids = random_model(14), prompts(1, 3)
     for token in stream(model, ids, 2):
@@ -294,9 +313,10 @@ def test_ids_keep_their_type_and_the_prompt_its_memory():
     (dict(ids=torch.zeros(1, 2)), "torch.float32"),
     *[(dict(max_new_tokens=n), f"max_new_tokens is {n!r}, must be an integer, 0 or more")
       for n in (-1, 2.0, None, True)],
-    *[(dict(temperature=t), f"temperature is {t!r}, must be finite, 0 or more") for t in (-0.1, math.nan, math.inf)],
+    *[(dict(temperature=t), f"temperature is {t!r}, must be finite, 0 or more")
+      for t in (-0.1, math.nan, math.inf, None, "0.7")],
     *[(dict(top_k=k), f"top_k is {k!r}, must be an integer, 1 or more, or None") for k in (0, -3, 1.5, True)],
-    *[(dict(top_p=p), rf"top_p is {p!r}, must be in \(0, 1\], or None") for p in (0, -0.1, 1.01, math.nan)],
+    *[(dict(top_p=p), rf"top_p is {p!r}, must be in \(0, 1\], or None") for p in (0, -0.1, 1.01, math.nan, "0.5")],
     *[(dict(eos_id=i), f"eos_id is {i!r}, must be in the vocabulary, 0 to 18") for i in (-1, 19, 2.5)],
 ])
 @pytest.mark.parametrize("function", [generate, stream])
@@ -309,6 +329,28 @@ def test_impossible_arguments_are_refused(function, changes, message):
 def test_unknown_ids_are_refused():
     with pytest.raises(ValueError, match="ids hold 19, must be 0 to 18"):
         generate(random_model(), torch.tensor([[1, 19]]), 2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused(temperature, wrong):
+    model, ids = random_model(8), prompts(2, 3)
+    late = next(i for i in generate(model, ids, 12)[0, 3:].tolist() if i not in ids)
+    with torch.no_grad():
+        model.tok_emb.weight[late] = wrong  # all goes well until a row has this token
+    with pytest.raises(ValueError, match="scores are no finite numbers; its weights are damaged"):
+        generate(model, torch.full((2, 3), late), 1, temperature)
+    seen = []
+    with pytest.raises(ValueError, match="scores are no finite numbers"):
+        for token in stream(model, ids, 12):
+            seen.append(token)
+    assert seen and late in seen[-1]
+
+
+@pytest.mark.parametrize("temperature", [0.5, torch.tensor(0.5), np.float32(0.5)])
+def test_numbers_of_other_kinds_are_numbers(temperature):
+    logits = torch.tensor([[3.0, 1.0, 2.0]])
+    assert probabilities(logits, temperature, top_p=temperature).equal(probabilities(logits, 0.5, top_p=0.5))
 
 
 @pytest.mark.parametrize("options", [dict(temperature=-1), dict(top_k=0), dict(top_p=2)])

@@ -88,7 +88,7 @@ GOOD = {"instruction": "Sing.", "input": "", "output": "La."}
 
 
 @pytest.mark.parametrize("wrong, why", [
-    ({}, "entry 2 has no 'instruction'"),
+    ({}, "entry 2 has no 'instruction', only nothing"), ({1: 2}, "entry 2 has no 'instruction', only 1"),
     ({"instruction": "Sing.", "output": "La."}, "entry 2 has no 'input', only instruction, output"),
     ({"instruction": "Sing.", "input": ""}, "entry 2 has no 'output'"),
     (GOOD | {"output": ""}, "entry 2: its output is empty"),
@@ -133,6 +133,12 @@ def test_files_that_hold_no_list(content, why, tmp_path):
         load_instructions(path)
 
 
+def test_a_mark_at_the_head_of_a_file_is_skipped(tmp_path):
+    path = tmp_path / "entries.json"
+    path.write_text(json.dumps([GOOD]), encoding="utf-8-sig")  # as some editors do
+    assert load_instructions(path) == [GOOD]
+
+
 @given(entries=entry_lists)
 def test_files_come_back(entries, tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "entries.json"
@@ -149,7 +155,13 @@ def test_parts_are_all_and_never_overlap(n, train, test):
         return
     a, b, c = partition(entries, train, test)
     assert a + c + b == entries
-    assert len(a) == int(n * train) and len(c) in (int(n * test), n - len(a))
+    assert len(a) == int(n * train + 1e-9) and len(c) in (int(n * test + 1e-9), n - len(a))
+
+
+@pytest.mark.parametrize("train", [0.29, 0.57, 0.58])
+def test_no_entry_is_lost_to_a_share_that_is_not_exact(train):
+    parts = partition(list(range(100)), train, 1 - train)
+    assert [len(part) for part in parts] == [round(100 * train), 0, round(100 * (1 - train))]
 
 
 def test_the_books_parts():
@@ -371,6 +383,17 @@ def test_answers_end_with_the_context():
     assert answer == one_by_one(short, [entry], 3)[0]
     with pytest.raises(ValueError, match=f"entry 1 is a request of {n} tokens; the model takes {n}"):
         respond(tiny(context_length=n), tokenizer, [GOOD, entry], progress=False)
+
+
+@pytest.mark.parametrize("wrong, why", [
+    ({"batch_size": -1}, "batch_size is -1, must be an integer, 1 or more"), ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": "2"}, "batch_size is '2'"), ({"batch_size": 2.0}, "batch_size is 2.0"),
+    ({"max_new_tokens": -1}, "max_new_tokens is -1, must be an integer, 0 or more"),
+    ({"max_new_tokens": "5"}, "max_new_tokens is '5'"),
+])
+def test_impossible_numbers_are_refused_and_not_answered_with_nothing(wrong, why):
+    with pytest.raises(ValueError, match=why):
+        respond(tiny(), small_tokenizer(), [GOOD, GOOD], progress=False, **wrong)
 
 
 def test_chance_can_be_repeated():

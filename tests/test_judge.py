@@ -362,9 +362,10 @@ def test_odd_places_are_refused(tmp_path):
             run(records(2), fake, "/dev/full")
         with pytest.raises(OSError):
             run(records(2), fake, tmp_path / "no folder" / "s.jsonl")
-        with pytest.raises(ValueError, match="parallel"):
-            run(records(2), fake, tmp_path / "s.jsonl", parallel=0)
-        assert fake.asked == []
+        for wrong in 0, 1.5, "4":
+            with pytest.raises(ValueError, match="parallel"):
+                run(records(2), fake, tmp_path / "s.jsonl", parallel=wrong)
+        assert fake.asked == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_line_is_told(tmp_path):
@@ -377,6 +378,43 @@ def test_a_damaged_line_is_told(tmp_path):
             with pytest.raises(ValueError, match="line 3 .* is damaged"):
                 do()
         assert out.read_bytes() == text
+
+
+OURS = {"status": "ok", "score": 1}
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ([1, 2], "line 2 .* is damaged"),
+        (5, "line 2 .* is damaged"),
+        ({"run": 5}, "line 2 .* is damaged"),
+        ({"entry": "0", **OURS}, "line 2 .* is damaged"),
+        ({"entry": -1, **OURS}, "line 2 .* is damaged"),
+        ({"entry": True, **OURS}, "line 2 .* is damaged"),
+        ({"entry": 0}, "line 2 .* is damaged"),
+        ({"entry": 0, **OURS, "score": "1"}, "line 2 .* is damaged"),
+        ({"entry": 99, **OURS}, "a score for entry 99, and there are 3 records"),
+    ],
+)
+def test_a_line_that_no_run_wrote_is_told(tmp_path, line, told):
+    out = tmp_path / "s.jsonl"
+    with ollama(right) as fake:
+        run(records(3), fake, out)
+        first, *others = lines(out)
+        out.write_text("".join(json.dumps(part) + "\n" for part in (first, line, *others)))
+        for do in (lambda: run(records(3), fake, out)), (lambda: read_scores(records(3), out)):
+            with pytest.raises(ValueError, match=told):
+                do()
+        assert len(fake.asked) == 3
+
+
+@pytest.mark.parametrize("first", ["[1]", "5", '{"run":5}'])
+def test_a_head_that_no_run_wrote_is_told(tmp_path, first):
+    out = tmp_path / "s.jsonl"
+    out.write_text(f"{first}\n")
+    with pytest.raises(ValueError, match="line 1 .* is damaged"):
+        read_scores(records(3), out)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
@@ -450,6 +488,14 @@ def test_examination(tmp_path):
     assert len(canaries()) == len(CANARIES) == len(set(CANARIES.values()))
 
 
+def test_an_examination_that_cannot_begin_leaves_no_folder(tmp_path):
+    nobody = OllamaJudge(host=f"127.0.0.1:{free_port()}")
+    for entries, told in (records(1), "no Ollama answers"), (None, "must be a list"), ([{}], "entry 0 has no"):
+        with pytest.raises((JudgeError, ValueError), match=told):
+            examine(entries, nobody, tmp_path / "e")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The command
 
 
@@ -461,6 +507,9 @@ def test_the_command(tmp_path, capsys):
         said = capsys.readouterr().out
         assert "mean: 1.50" in said and (tmp_path / "responses.fake.rubric.jsonl").exists()
         assert "<table>" in (tmp_path / "r.html").read_text()
+        path.write_text(json.dumps(records(4)), encoding="utf-8-sig")  # as some editors do
+        command(str(path), "fake", fake.where)
+        assert "mean: 1.50" in capsys.readouterr().out and len(fake.asked) == 4
         command(str(path), "fake", fake.where, doctor=True)
         assert capsys.readouterr().out.count("ok ") >= 2
         for wrong, told in (({"report": "r.pdf"}, "--report"), ({"key": "answer"}, "has no 'answer'")):

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
+from llm_literate.classify import classify
 from llm_literate.generate import generate
 from llm_literate.lora import LinearWithLoRA, LoRALayer, add_lora, load_lora, merge_lora, save_lora
 from llm_literate.model import CONFIGS, GPTConfig, GPTModel, init_weights
+from llm_literate.tokenizer import small_tokenizer
 from llm_literate.train import make_optimizer, train
 from llm_literate.weights import WeightsError, load_model, save_model
 
@@ -117,10 +119,16 @@ def test_autocast_gives_the_same_as_two_steps():
 @pytest.mark.parametrize("sizes, told", [
     ((0, 3, 1, 1), "in_dim is 0"), ((3, 0, 1, 1), "out_dim is 0"), ((3, 3, 0, 1), "rank is 0"),
     ((3, 3, 1.5, 1), "rank is 1.5"), ((3, 3, True, 1), "rank is True"), ((3, 3, 1, 0), "alpha is 0"),
-    ((3, 3, 1, -1), "alpha is -1"), ((3, 3, 1, math.inf), "alpha is inf"), ((3, 3, 1, math.nan), "alpha is nan")])
+    ((3, 3, 1, -1), "alpha is -1"), ((3, 3, 1, "x"), "alpha is 'x'"), ((3, 3, 1, None), "alpha is None"),
+    ((3, 3, 1, math.inf), "alpha is inf"), ((3, 3, 1, math.nan), "alpha is nan")])
 def test_impossible_layers_are_refused(sizes, told):
     with pytest.raises(ValueError, match=told):
         LoRALayer(*sizes)
+
+
+def test_it_has_the_sizes_of_a_linear_layer():
+    both = LinearWithLoRA(nn.Linear(4, 3), 2, 2)
+    assert (both.in_features, both.out_features) == (4, 3)
 
 
 # In a model
@@ -193,6 +201,14 @@ def test_a_refusal_changes_nothing(arguments, told):
     assert same(state(model), before) and trainable(model) == set(before)
 
 
+def test_a_classifier_with_lora_sorts():
+    tokenizer = small_tokenizer()
+    model = tiny(vocab_size=tokenizer.n_vocab)
+    model.out_head = nn.Linear(16, 2)
+    plain = classify("hello", model, tokenizer)
+    assert classify("hello", add_lora(model, 2, 2), tokenizer) == plain
+
+
 def test_adding_twice_is_refused():
     model = add_lora(tiny(), 2, 2, ["att"])
     before = state(model)
@@ -232,11 +248,12 @@ def test_a_merged_model_can_be_saved_and_loaded(tmp_path, tied):
         save_model(model, tmp_path / "model.safetensors")
     path = save_model(merge_lora(model), tmp_path / "model.safetensors")
     assert torch.equal(load_model(path)(IDS), model(IDS))
+    assert not model.config.tie_weights and load_model(path).config == model.config
 
 
 def test_a_tied_head_without_lora_stays_tied():
     model = merge_lora(learn(add_lora(tiny(tie_weights=True), 3, 6, ["trf_blocks"])))
-    assert model.out_head.weight is model.tok_emb.weight
+    assert model.out_head.weight is model.tok_emb.weight and model.config.tie_weights
 
 
 def test_merging_keeps_types_and_what_is_frozen():
@@ -364,6 +381,11 @@ def test_other_files_are_refused(tmp_path):
         load_lora(tiny(), path)
     with pytest.raises(FileNotFoundError):
         load_lora(tiny(), tmp_path / "nowhere.safetensors")
+    with pytest.raises(WeightsError, match="is a folder"):
+        load_lora(tiny(), tmp_path)
+    torch.save(tiny().state_dict(), tmp_path / "p.pt")
+    with pytest.raises(WeightsError, match="is a pickle"):
+        load_lora(tiny(), tmp_path / "p.pt")
     with pytest.raises(WeightsError, match="save_model"):
         save_lora(tiny(), tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()

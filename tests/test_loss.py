@@ -74,6 +74,17 @@ def test_several_rows_are_refused(shape):
         token_ids_to_text(torch.zeros(shape, dtype=torch.int64), gpt2_tokenizer())
 
 
+@pytest.mark.parametrize("wrong", [-100, 99_999, 2**40])
+def test_ids_without_a_token_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"ids go from {min(wrong, 3)} to {max(wrong, 3)}, and not each of them has"):
+        token_ids_to_text(torch.tensor([3, wrong]), gpt2_tokenizer())
+
+
+def test_a_list_of_ids_is_one_row():
+    assert token_ids_to_text(gpt2_tokenizer().encode("A red kite"), gpt2_tokenizer()) == "A red kite"
+    assert token_ids_to_text([], gpt2_tokenizer()) == ""
+
+
 # The loss of a batch
 
 
@@ -127,6 +138,20 @@ def test_sure_and_wrong_is_finite():
     zero, one = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64)
     assert lm_loss(scores, (zero, one))[0] == 1000
     assert lm_loss(scores, (zero, zero))[0] == 0
+
+
+@pytest.mark.parametrize(("targets", "says"), [
+    (torch.ones(4, 2).long(), r"shape \(4, 2\) and type torch.int64, must be ids of shape \(2, 4\)"),
+    (torch.ones(8).long(), r"shape \(8,\)"), (torch.ones(2, 4), "type torch.float32")])
+def test_targets_that_are_not_the_inputs_fellows_are_refused(targets, says):
+    with pytest.raises(ValueError, match=f"targets have .*{says}"):
+        lm_loss(table(5), (torch.ones(2, 4).long(), targets))
+
+
+@given(scored())
+def test_ids_of_four_bytes_are_targets_too(case):
+    model, inputs, targets = case
+    assert lm_loss(model, (inputs.int(), targets.int())) == lm_loss(model, (inputs, targets))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -276,6 +301,12 @@ def test_the_fastest_device_there_is(monkeypatch):
     assert pick_device("cuda:0").index == 0
     with pytest.raises(ValueError, match="'cuda:3'"):
         pick_device("cuda:3")
+
+
+@pytest.mark.parametrize("wanted", ["gpu", "CPU", "cuda:-1", "cuda:", 2.5])
+def test_what_is_no_device_is_refused(wanted):
+    with pytest.raises(ValueError, match=f"there is no {wanted!r} here, only .*cpu"):
+        pick_device(wanted)
 
 
 # Devices; torch's device “meta” has shapes only, and stands for a GPU

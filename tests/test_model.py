@@ -6,6 +6,7 @@ import pickle
 import shutil
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,6 +61,12 @@ def test_configurations_are_frozen_and_have_no_other_sizes():
         CONFIGS["125M"]
     assert "125M" not in CONFIGS and CONFIGS.get("125M") is None
     assert GPTConfig(drop_rate=0).drop_rate == 0
+
+
+def test_numpys_integers_become_plain_ones():
+    config = GPTConfig(**{name: np.int64(size) for name, size in TINY.items() if name != "drop_rate"}, drop_rate=0.0)
+    assert config == GPTConfig(**TINY)
+    assert all(type(getattr(config, name)) is type(value) for name, value in TINY.items())
 
 
 def test_a_dict_is_no_configuration():
@@ -311,6 +318,29 @@ def test_cached_tokens_count_against_the_context():
         model(torch.zeros(1, 1, dtype=torch.long), cache[:1])
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_block_needs_a_cache_of_its_own(count):
+    model, cache = random_model().eval(), KVCache(8)
+    with pytest.raises(ValueError, match=r"1 caches do not serve 2 blocks; `new_cache\(model, n\)` makes"):
+        model(torch.zeros(1, 2, dtype=torch.long), [cache] * count)
+    assert cache.length == 0
+
+
+def test_caches_out_of_step_are_refused_until_they_are_truncated():
+    model, ids = random_model().eval(), torch.randint(19, (1, 6))
+    cache = [KVCache(8), KVCache(3)]
+    with torch.no_grad():
+        model(ids[:, :2], cache)
+        with pytest.raises(ValueError, match="room for 3"):
+            model(ids[:, 2:4], cache)  # the first block has taken them, as when Ctrl-C comes in between
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"hold \[4, 2\] tokens, must hold equally many; truncate each to 2"):
+                model(ids[:, 2:3], cache)
+        for memory in cache:
+            memory.truncate(2)
+        torch.testing.assert_close(model(ids[:, 2:3], cache), model(ids[:, :3])[:, 2:], atol=1e-5, rtol=1e-5)
+
+
 def test_int32_ids_are_ids():
     ids = torch.randint(19, (2, 5))
     check_ids(ids.int())
@@ -343,6 +373,15 @@ def test_init_weights_is_seeded_and_takes_its_own_scales():
     assert abs(big.tok_emb.weight.std() - 0.06) < 0.001
     assert abs(big.trf_blocks[0].att.W_query.weight.std() - 0.04) < 0.001
     assert abs(big.trf_blocks[0].ff.layers[2].weight.std() - 0.004) < 0.0001
+
+
+@pytest.mark.parametrize("scales", [dict(residual=-1.0), dict(std=-0.1), dict(emb_std=math.nan), dict(std=math.inf)])
+def test_init_weights_leaves_the_weights_if_a_scale_is_impossible(scales):
+    model = random_model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="std, emb_std and residual are .*, must be finite, 0 or more"):
+        init_weights(model, **scales)
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -384,6 +423,11 @@ def test_table_tells_what_trains_and_what_a_type_weighs():
     assert table.loc["tok_emb"].tolist() == [152, 0, 152 * 2 / 2**20]
     assert parameter_table(model.config, torch.bfloat16)["MB"].equals(table["MB"])
     assert parameter_table(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))).loc["total", "parameters"] == 14
+
+
+def test_table_of_a_name_is_refused():
+    with pytest.raises(ValueError, match="model is '124M', must be a model or a GPTConfig, like those in CONFIGS"):
+        parameter_table("124M")
 
 
 def test_table_of_a_configuration_costs_nothing():

@@ -19,7 +19,9 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -236,6 +238,8 @@ def test_memory_is_what_the_formula_says():
             assert sum(rank[i][name] for rank in kept) / 2 == pytest.approx(told[name], rel=0.02), (kind, name)
         assert (told["borrowed"] > 0) == (kind == "fsdp")
         assert parallel.state_bytes(GPTModel(TINY), kind, 1)["borrowed"] == 0
+        with pytest.raises(ValueError, match="size is 0, must be an integer"):
+            parallel.state_bytes(GPTModel(TINY), kind, 0)
 
 
 # Checkpoints
@@ -329,6 +333,33 @@ def test_a_full_disk_of_one_rank_is_an_error_on_all(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("step-")]
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    with parallel.ranks():
+        model = GPTModel(TINY)
+        optimizer = make_optimizer(model, 1e-3)
+        store = parallel.ShardedCheckpoints(tmp_path, model, optimizer)
+        with pytest.raises(ValueError, match="plain data only: Unsupported"):
+            store.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "history": {"lr": [np.float64(1e-3)]}}, 1)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_numbers_of_numpy_can_be_saved_and_taken_up(tmp_path):
+    settings = {"folder": tmp_path, "schedule": lambda step, total: np.float64(1), "max_norm": np.float64(1),
+                "weight_decay": np.float64(0.1), "batch_size": np.int64(8), "seed": np.int64(1)}
+    with parallel.ranks() as here:
+        learn(here, steps=np.int64(2), **settings)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+        columns, _, _ = learn(here, steps=np.int64(2), **settings)
+    assert columns["step"] == [0, 1, 2]
+
+
+def test_a_cause_is_one_plain_line():
+    long = UnpicklingError("Weights only load failed. \x1b[1mdo those steps\x1b[0m\n\tWeightsUnpickler error: "
+                           "Unsupported global: GLOBAL numpy. Please use that.")
+    assert parallel._cause(long) == "UnpicklingError: Unsupported global: GLOBAL numpy."
+
+
 def test_the_store_is_one_that_train_takes():
     public = {name for name in vars(Checkpoints) if not name.startswith("_")} | {"folder", "keep"}
     store = parallel.ShardedCheckpoints("nowhere", nn.Linear(1, 1), None)
@@ -345,7 +376,7 @@ def _refusals(here):
     "Give what is said to impossible arguments, and the step where a loss of NaN on rank 1 stopped this rank."
     told = []
     for work in (lambda: parallel.distribute(nn.Linear(1, 1), "tp"), lambda: learn(here, batch_size=5),
-                 lambda: learn(here, compile=True)):
+                 lambda: learn(here, compile=True), lambda: learn(here, batch_size="8")):
         with pytest.raises(ValueError) as caught:
             work()
         told.append(str(caught.value))
@@ -360,10 +391,11 @@ def _refusals(here):
 
 
 def test_impossible_arguments_are_refused_and_nan_stops_all():
-    for (kind, batch, compiled), step in together(2, _refusals):
+    for (kind, batch, compiled, text), step in together(2, _refusals):
         assert "'ddp' or 'fsdp'" in kind
         assert "multiple of the 2 ranks" in batch
         assert "model.compile()" in compiled
+        assert "batch_size is '8', must be an integer, 1 or more" in text
         assert step == 1
 
 

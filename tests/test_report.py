@@ -1,5 +1,6 @@
 """Scores without a judge, intervals, comparisons and agreement: known values, other people's formulas, properties."""
 
+import functools
 import html.parser
 import json
 import math
@@ -82,7 +83,43 @@ def test_measures_say_that_they_are_no_judge():
     assert found.scores == [100] and "no judge" in found.about["by"] and "exact match" in repr(found)
 
 
+ENTRY = {"instruction": "i", "input": "", "output": "a fox", "model_response": "a box"}
+
+
+class Half:
+    def __call__(self, response, reference):
+        return np.float32(50)
+
+
+@pytest.mark.parametrize("metric, score, name", [
+    (functools.partial(character_f, order=3), character_f("a box", "a fox", 3), "character f order=3, a formula"),
+    (Half(), 50.0, "Half, a formula"), (lambda response, reference: 7, 7.0, "<lambda>, a formula"),
+])
+def test_any_callable_measures_and_can_be_saved(metric, score, name, tmp_path):
+    found = measure([ENTRY], metric)
+    assert found.scores == [score] and found.about["by"].startswith(name)
+    assert json.loads(found.save(tmp_path / "r.json").read_text())["results"] == found.results
+
+
+@pytest.mark.parametrize("wrong", ["5", None, [5]])
+def test_a_metric_must_give_numbers(wrong):
+    given = iter([1, wrong])
+    with pytest.raises(ValueError, match="for entry 1, must give a number"):
+        measure([ENTRY, ENTRY | {"instruction": "j"}], lambda response, reference: next(given))
+
+
+def test_the_longest_run_has_a_character_at_least():
+    with pytest.raises(ValueError, match="order is 0, must be 1 or more"):
+        character_f("a", "a", 0)
+
+
 # Records
+
+
+@pytest.mark.parametrize("wrong, why", [({}, "only nothing"), ({1: 2}, "only 1")])
+def test_what_an_entry_has_is_told(wrong, why):
+    with pytest.raises(ValueError, match=f"entry 0 has no 'instruction', {why}"):
+        check_responses([wrong])
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text()))
@@ -158,14 +195,46 @@ def test_an_answer_cannot_break_out_of_a_fragment(text):
     markdown.encode()
 
 
+@pytest.mark.parametrize("text", ["Don't", 'It is "so".', "&#x27; and #27", "5 < 6 & *7*", "It's `x`, a|b \\\\ ~c~"])
+@pytest.mark.parametrize("kind", ["html", "md"])
+def test_an_answer_shows_as_itself(text, kind):
+    fragment = report([10], response=text).fragment(kind)
+    if kind == "md":
+        markdown_it = pytest.importorskip("markdown_it")
+        fragment = markdown_it.MarkdownIt("commonmark").enable("table").render(fragment)
+    reader = Reader()
+    reader.feed(fragment)
+    assert reader.tags["table"] == 3 and text in reader.text
+
+
+def test_a_quote_needs_no_escape_in_markdown():
+    assert "| Don't |" in report([10], response="Don't").fragment("md")
+
+
 def test_saving(tmp_path):
     made = report([1, None], {"options": {"seed": 1}})
     saved = json.loads(made.save(tmp_path / "r.json").read_text())
     assert saved["results"] == made.results and saved["about"]["options"] == {"seed": 1}
     for ending in "html", "md":
         assert "seed" in made.save(tmp_path / f"r.{ending}").read_text()
-    with pytest.raises(ValueError, match="'pdf'"):
-        made.save(tmp_path / "r.pdf")
+    for name in "r.pdf", "r":
+        with pytest.raises(ValueError, match=f"{name} must end with .json, .html or .md"):
+            made.save(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["json", "html", "md"])
+def test_an_old_file_stays_whole_if_saving_fails(ending, tmp_path, monkeypatch):
+    path = report([1]).save(tmp_path / f"r.{ending}")
+    before = path.read_bytes()
+
+    def full(self, text, **options):
+        self.write_bytes(text[:5].encode())
+        raise OSError("no space left")
+
+    monkeypatch.setattr(type(path), "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        report([2]).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_plot_is_drawn_even_of_nothing():
@@ -191,6 +260,12 @@ def test_the_interval_is_the_same_each_time_and_follows_the_values():
     assert bootstrap(values / 2) == pytest.approx((low / 2, high / 2))
     assert bootstrap(values, level=0.5)[0] > low
     assert bootstrap([7.0]) == (7, 7) and all(map(math.isnan, bootstrap([])))
+
+
+@pytest.mark.parametrize("wrong", [{"level": -1}, {"level": 0}, {"level": 1.5}, {"resamples": 0}])
+def test_impossible_intervals_are_refused(wrong):
+    with pytest.raises(ValueError, match="level must be above 0 and below 1, and one draw is the least"):
+        bootstrap([1, 2], **wrong)
 
 
 def test_a_large_sample_needs_little_memory():

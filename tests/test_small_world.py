@@ -209,8 +209,21 @@ def test_size_of_the_text():
 def test_refusals(make):
     with pytest.raises(ValueError, match="'train', 'val' or 'test', not 'dev'"):
         make(3, split="dev")
-    with pytest.raises(ValueError, match="-1"):
-        make(-1)
+    for n in (-1, 2.5, "3", True, None):
+        with pytest.raises(ValueError, match=f"is {n!r}, must be an integer, 0 or more"):
+            make(n)
+
+
+@pytest.mark.parametrize("spam", [2, -1, float("nan")])
+def test_a_share_is_no_more_than_all(spam):
+    with pytest.raises(ValueError, match=f"spam is {spam}, must be a share, 0 to 1"):
+        messages(3, spam=spam)
+
+
+def test_drawing_more_than_there_are_ends():
+    assert sorted(valley.draw(random.Random(0), [1, 2], 2)) == [1, 2]
+    with pytest.raises(ValueError, match="3 items are to be drawn, there are 2"):
+        valley.draw(random.Random(0), [1, 2], 3)
 
 
 # Messages: one reading, one label

@@ -288,14 +288,50 @@ def test_several_special_tokens(prose):
     assert BPETokenizer.train(prose, 256, special_tokens=()).encode("ab") == [64, 65]
 
 
+def test_a_name_alone_is_one_special_token(trained):
+    assert BPETokenizer.train("the cat", 300, ENDOFTEXT).special_tokens == {ENDOFTEXT: 261}
+    assert BPETokenizer.train("", 300, ("<|a|>", "<|a|>", "<|b|>")).special_tokens == {"<|a|>": 256, "<|b|>": 257}
+    assert trained.encode(f"a{ENDOFTEXT}", allowed_special=ENDOFTEXT)[1:] == [699]
+    assert trained.decode(trained.encode("a|b", disallowed_special=ENDOFTEXT)) == "a|b"
+    for names in ("", ("<|a|>", ""), (b"<|a|>",), (5,)):
+        with pytest.raises(ValueError, match="each must be a str"):
+            BPETokenizer.train("the cat", 300, names)
+
+
+def test_advice_for_a_special_token(trained):
+    with pytest.raises(ValueError, match=r"; allowed_special=.* as one, disallowed_special=\(\) encodes it as plain"):
+        trained.encode(ENDOFTEXT)
+    for name in ("<|no|>", ENDOFTEXT):  # as long as it is forbidden by name, it may not be allowed
+        with pytest.raises(ValueError, match=r"; disallowed_special=\(\) encodes it as plain"):
+            trained.encode(f"a{name}", disallowed_special={name})
+
+
+@pytest.mark.parametrize("size", ["300", 300.0, 259.5, None])
+def test_sizes_that_are_no_integers(size):
+    with pytest.raises(ValueError, match="must be an integer, 257 or more"):
+        BPETokenizer.train("abc", size)
+    assert BPETokenizer.train("abc", np.int64(258)).n_vocab == 258
+
+
+def test_patterns(trained):
+    for pattern in ("(", None):
+        with pytest.raises(ValueError, match="is no pattern: "):
+            BPETokenizer.train("abc", 300, pattern=pattern)
+        with pytest.raises(ValueError, match="is no pattern: "):
+            BPETokenizer(trained.ranks, {}, pattern)
+    for pattern in (r"(a)\w*|\s+", r"(a)(\w)*|\s+"):  # groups lose no letter
+        assert cut_words("abc abd", pattern) == ["abc", " ", "abd"]
+
+
 def test_small_texts(prose):
     assert BPETokenizer.train("", 1000).n_vocab == 257
     assert BPETokenizer.train("ab ab", 1000).n_vocab == 259  # "ab" and " ab", then nothing is left
     for size in (0, 256, -5):
-        with pytest.raises(ValueError, match="must be at least 257"):
+        with pytest.raises(ValueError, match="must be an integer, 257 or more"):
             BPETokenizer.train(prose, size)
-    with pytest.raises(ValueError, match="text must be a str"):
-        BPETokenizer.train([b"bytes"], 300)
+    for text in ([b"bytes"], b"bytes", None):
+        with pytest.raises(ValueError, match="text must be a str, not (bytes|NoneType)"):
+            BPETokenizer.train(text, 300)
     assert BPETokenizer.train(prose, 257).n_vocab == 257
 
 
@@ -344,6 +380,19 @@ def test_save_and_load(tmp_path, trained, ours):
         first = (tmp_path / "bpe.json").read_bytes()
         again.save(tmp_path / "bpe.json")
         assert (tmp_path / "bpe.json").read_bytes() == first and first.isascii()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, trained):
+    def half(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:len(data) // 2])
+        raise OSError("File too large")
+
+    BPETokenizer.train("low", 300).save(tmp_path / "bpe.json")
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="too large"):
+        trained.save(tmp_path / "bpe.json")
+    assert os.listdir(tmp_path) == ["bpe.json"] and BPETokenizer.load(tmp_path / "bpe.json").n_vocab == 259
 
 
 @pytest.mark.parametrize("harm", [

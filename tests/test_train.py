@@ -1,6 +1,7 @@
 """One loop for every training: equal to the plain one, exact where it adds up, and stopped before a broken step."""
 
 import copy
+import itertools
 import math
 import os
 import random
@@ -332,6 +333,23 @@ def test_the_mode_is_as_it_was():
     assert [m.training for m in model.modules()] == modes
 
 
+@pytest.mark.parametrize("value", [object(), [1.0], torch.ones(3), np.ones(3), np.ones(0), 1j],
+                         ids=lambda value: type(value).__name__)
+def test_a_measure_that_no_checkpoint_could_hold_is_refused_at_once(value):
+    before = state(model := gpt())
+    with pytest.raises(ValueError, match=f"watch 'a' gave a {type(value).__name__}, must give a number or a text"):
+        train(model, [batch()], watch={"a": lambda model: value}, **SILENT)
+    assert same(before, model)
+
+
+@pytest.mark.parametrize("value", [1, 1.5, True, "text", None])
+@pytest.mark.parametrize("wrap", [lambda value: value, np.asarray, lambda value: np.array([value])],
+                         ids=["plain", "0-d", "1-d"])
+def test_measures_are_kept_as_plain_values(value, wrap):
+    found = train(gpt(), [batch()], watch={"a": lambda model: wrap(value)}, **SILENT).last("a")
+    assert found == value and type(found) is type(value)
+
+
 # Schedules and optimizers
 
 
@@ -382,9 +400,48 @@ def test_the_schedule_sets_every_groups_rate():
     history = train(model, loader(), optimizer=optimizer, schedule=warmup_cosine, max_steps=20, **SILENT)
     wanted = [1e-2 * warmup_cosine(step, 20) for step in range(20)]
     assert history.frame["lr"].dropna().tolist() == pytest.approx(wanted)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 1e-4])
-    history = train(model, loader(), optimizer=optimizer, max_steps=2, **SILENT)  # the peak is remembered
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-3]  # the peaks, for whoever goes on
+    history = train(model, loader(), optimizer=optimizer, max_steps=2, **SILENT)
     assert history.frame["lr"].dropna().tolist() == [1e-2, 1e-2]
+    optimizer.param_groups[0]["lr"] = 5e-3
+    history = train(model, loader(), optimizer=optimizer, max_steps=2, **SILENT)
+    assert history.frame["lr"].dropna().tolist() == [5e-3, 5e-3]
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf])
+def test_a_schedule_without_a_number_is_refused_before_its_step(factor):
+    straight, model = gpt(), gpt()
+    train(straight, [batch()], **SILENT)
+    with pytest.raises(ValueError, match=f"schedule gives {factor} at step 1, must be finite"):
+        train(model, [batch(), batch()], schedule=lambda step, total: factor if step else 1, **SILENT)
+    assert same(straight, model)
+
+
+def test_an_optimizer_that_can_move_nothing_is_refused():
+    frozen = gpt()
+    optimizer = make_optimizer(frozen, 1e-3)
+    frozen.requires_grad_(False)
+    frozen.out_head = nn.Linear(frozen.config.emb_dim, 19)  # as after to_classifier or add_lora
+    for model, held in (gpt(), make_optimizer(gpt(), 1e-3)), (frozen, optimizer):
+        before = state(model)
+        with pytest.raises(ValueError, match="no weight of the optimizer has a gradient: they are another model's"):
+            train(model, [batch()], optimizer=held, **SILENT)
+        assert same(before, model)
+
+
+def test_an_optimizer_may_hold_a_part_of_the_weights_or_the_losss_own():
+    probe, model = nn.Linear(19, 19), gpt().requires_grad_(False)
+
+    def probed(model, batch):
+        return lm_loss(lambda ids: probe(model(ids)), batch)
+
+    start, weights = state(probe), state(model)
+    train(model, [batch()], loss_fn=probed, optimizer=torch.optim.SGD(probe.parameters(), 0.1), **SILENT)
+    assert not same(start, probe) and same(weights, model)
+    model = gpt()
+    train(model, [batch()], optimizer=torch.optim.SGD(model.trf_blocks[1].parameters(), 0.1), **SILENT)
+    moved = {name.split(".")[1] for name, w in model.state_dict().items() if not w.equal(weights[name])}
+    assert moved == {"1"}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -477,7 +534,11 @@ def test_a_loader_goes_on_with_its_next_epoch():
     *[({name: value}, f"{name} is {value!r}, must be an integer, 1 or more")
       for name in ("epochs", "max_steps", "accumulate", "eval_every", "eval_batches", "save_every")
       for value in (0, -1, 1.5, True, "3")],
-    *[({"max_norm": value}, f"max_norm is {value}, must be above 0") for value in (0, -1.0, math.nan)],
+    *[({"max_norm": value}, f"max_norm is {value!r}, must be a number above 0; math.inf clips nothing")
+      for value in (0, -1.0, math.nan, None, "1")],
+    *[({"lr": value}, f"lr is {value!r}, must be a number above 0, and finite")
+      for value in (0.0, -1e-3, math.inf, math.nan, None, "1e-3")],
+    ({"val_loader": iter([batch()])}, "val_loader is an iterator, which can be read only once; give a list"),
     ({"autocast": torch.float16}, "autocast is torch.float16, must be torch.bfloat16 or None"),
     ({"watch": {"loss": len}}, "watch has 'loss', which every history has already; choose another name"),
     ({"checkpoint": "run"}, "the loader has no state.*make it with make_loader"),
@@ -497,10 +558,41 @@ def test_epochs_need_a_length():
             train(gpt(), batches, **SILENT)
 
 
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_an_empty_loader_is_refused(epochs):
+    with pytest.raises(ValueError, match="the loader has no batch, so there is nothing to train on"):
+        train(gpt(), [], epochs=epochs, **SILENT)
+
+
+def test_an_endless_iterator_may_evaluate():
+    endless = itertools.cycle([batch(9)])
+    assert train(gpt(), [batch()] * 3, endless, eval_batches=2, **SILENT).last("val_loss") > 0
+
+
 @pytest.mark.parametrize("batches", [[], iter([batch()])], ids=["empty", "once"])
 def test_a_loader_that_runs_dry_is_told(batches):
     with pytest.raises(ValueError, match="gave no batch in epoch 1: it is empty, or an iterator"):
         train(gpt(), batches, max_steps=3, **SILENT)
+
+
+# Numbers of NumPy
+
+
+@pytest.mark.parametrize("options", [
+    {"lr": np.float64(1e-3)}, {"weight_decay": np.float64(0.1)}, {"epochs": np.int64(1), "max_steps": None},
+    {"max_steps": np.int64(2)}, {"schedule": lambda step, total: np.cos(step / total)},
+    {"optimizer": np.float64(1e-3)}, {"batch_size": np.int64(4)}, {"seed": np.int64(1)}],
+    ids=lambda options: next(iter(options)))
+def test_a_run_with_numpys_numbers_can_be_saved_and_goes_on(options, tmp_path):
+    options = {"max_steps": 2, **options}
+    for_loader = {name: options.pop(name) for name in ("batch_size", "seed") if name in options}
+    runs = []
+    for _ in range(2):  # the second finds the first one's last checkpoint
+        model = gpt()
+        own = {"optimizer": torch.optim.SGD(model.parameters(), options["optimizer"])} if "optimizer" in options else {}
+        train(model, loader(**for_loader), checkpoint=tmp_path, **options | own, **SILENT)
+        runs.append(model)
+    assert same(*runs)
 
 
 # Precision and programs

@@ -1,5 +1,6 @@
 """Saving, loading, refusing: our files bit by bit, and OpenAI's layout through a server that stands for the hub."""
 
+import errno
 import hashlib
 import http.server
 import json
@@ -186,13 +187,32 @@ def test_numbers_that_a_type_cannot_hold(tmp_path):
     model = made()
     with torch.no_grad():
         model.pos_emb.weight[0, 0] = 1e5
-    with pytest.raises(WeightsError, match=r"pos_emb.weight has numbers that torch.float16 cannot hold; save it in"):
+    with pytest.raises(WeightsError, match=r"pos_emb.weight has numbers that torch.float16 cannot hold; take torch"):
         save_model(model, tmp_path / "m", torch.float16)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(WeightsError, match=r"pos_emb.weight has numbers that torch.float16 cannot hold; take torch"):
+        load_model(save_model(model, tmp_path / "m"), dtype=torch.float16)
+    save_file(as_openai(made(replace(TINY, qkv_bias=True))) | {"wpe.weight": model.pos_emb.weight.detach()},
+              tmp_path / "theirs")
+    with pytest.raises(WeightsError, match=r"wpe.weight has numbers that torch.float16 cannot hold"):
+        read_gpt2(tmp_path / "theirs", TINY, dtype=torch.float16)
     save_model(model, tmp_path / "m", torch.bfloat16)
     with torch.no_grad():
         model.pos_emb.weight[0, 0] = float("nan")  # was there before: that is not the type's doing
     assert load_model(save_model(model, tmp_path / "m", torch.float16)).pos_emb.weight[0, 0].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, "float16"])
+def test_types_that_are_none_for_weights(path, tmp_path, dtype):
+    told = r"dtype is .*, must be torch.float16, torch.bfloat16, torch.float32, torch.float64"
+    with pytest.raises(WeightsError, match=told):
+        save_model(made(), tmp_path / "m", dtype)
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(WeightsError, match=told):
+        load_model(path, dtype=dtype)
+    save_file(as_openai(made(replace(TINY, qkv_bias=True))), tmp_path / "theirs")
+    with pytest.raises(WeightsError, match=told):
+        read_gpt2(tmp_path / "theirs", TINY, dtype=dtype)
 
 
 def test_a_model_with_other_parts_is_refused(tmp_path):
@@ -258,6 +278,15 @@ def test_the_disk_is_asked_to_keep_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
     path = save_model(made(), tmp_path / "m")
     assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_a_place_where_no_file_can_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere; make it first"):
+        save_model(made(), tmp_path / "nowhere" / "m")
+    for path in (tmp_path, ""):
+        with pytest.raises(IsADirectoryError, match="is a folder; give the path of a file in it"):
+            save_model(made(), path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Faults of a file
@@ -331,7 +360,7 @@ def test_every_length_is_refused_but_the_whole(whole, tmp_path):
                                      (2**62).to_bytes(8, "little") + b"{}" * 100])
 def test_what_is_no_such_file(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
-    refused(tmp_path / "m", "is no safetensors file; give the path of one that save_model wrote|is cut off")
+    refused(tmp_path / "m", "is no safetensors file; give the path of one that save_model or|is cut off")
 
 
 def test_a_pickle_is_never_opened(tmp_path, monkeypatch):
@@ -355,6 +384,17 @@ def test_no_file_at_all(tmp_path):
     for load in (load_model, read_about):
         with pytest.raises(FileNotFoundError, match="m.safetensors"):
             load(tmp_path / "m.safetensors")
+
+
+def test_a_folder_and_a_file_that_cannot_be_opened(tmp_path):
+    loop = tmp_path / "m"
+    loop.symlink_to(loop)  # it is there, but no path leads to an end
+    for load in (load_model, read_about, lambda path: load_gpt2("124M", path)):
+        with pytest.raises(WeightsError, match="is a folder; give the path of a file in it"):
+            load(tmp_path)
+        with pytest.raises(OSError) as caught:
+            load(loop)
+        assert caught.value.errno == errno.ELOOP
 
 
 def rewritten(path, change=lambda card: None, tensors=lambda tensors: None, seal=True):
@@ -420,6 +460,8 @@ def test_a_file_of_somebody_else(path):
     refused(path, "holds no configuration")
     with pytest.raises(WeightsError, match="holds no configuration"):
         read_about(path)
+    save_file(load_file(path), path, {"llm_literate_lora": "an adapter"})
+    refused(path, r"holds no configuration, so .*; load_lora\(model, path\) reads it")
 
 
 @pytest.mark.parametrize(("change", "match"), [
@@ -918,5 +960,36 @@ def test_a_model_is_made_once_and_again_if_its_file_is_damaged(tmp_path, capsys)
 
 def test_a_cache_that_cannot_be_written_is_told_and_no_failure(tmp_path, capsys):
     (tmp_path / "models").write_text("a file where the folder should be")
-    made_once("toy", lambda: GPTModel(GPTConfig(9, 8, 4, 2, 1)), {}, tmp_path)
-    assert "could not be kept" in capsys.readouterr().err
+    told = []
+
+    def make():
+        told.append(capsys.readouterr().err)  # before the work begins
+        return GPTModel(GPTConfig(9, 8, 4, 2, 1))
+
+    assert isinstance(made_once("toy", make, {}, tmp_path), GPTModel)
+    assert "it cannot be kept: " in told[0] and capsys.readouterr().err == ""
+
+
+def test_a_model_that_cannot_be_kept_is_given_all_the_same(tmp_path, capsys):
+    model = GPTModel(GPTConfig(9, 8, 4, 2, 1))
+    model.extra = nn.Linear(2, 2)
+    assert made_once("toy", lambda: model, {}, tmp_path) is model
+    assert "could not be kept: extra.bias is unknown" in capsys.readouterr().err
+
+
+def test_a_recipe_that_cannot_be_kept_is_refused_before_the_work(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        made_once("toy", lambda: pytest.fail("made in vain"), {"a": float("nan")}, tmp_path)
+
+
+def test_a_kept_model_that_cannot_be_opened_is_made_again(tmp_path, capsys, monkeypatch):
+    def make():
+        return GPTModel(GPTConfig(9, 8, 4, 2, 1))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    made_once("toy", make, {}, tmp_path)
+    monkeypatch.setattr(weights, "load_model", refuse)
+    assert isinstance(made_once("toy", make, {}, tmp_path), GPTModel)
+    assert "Permission denied; making it again" in capsys.readouterr().err

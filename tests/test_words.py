@@ -101,12 +101,24 @@ def test_simple_refuses_what_is_no_text(text):
 
 def test_simple_refuses_wrong_ids():
     simple = SimpleTokenizer.train("the cat")
-    for ids in ([7], [-1], [0.5], None, [[0]]):
+    for ids in ([7], [-1], [0.5], None, [[0]], [True, False], np.array([True])):
         with pytest.raises(ValueError):
             simple.decode(ids)
     with pytest.raises(ValueError, match="share an id"):
         SimpleTokenizer({"a": 0, "b": 0})
-    assert simple.decode(np.array([1, 0])) == "the cat"
+    assert simple.decode(np.array([1, 0])) == "the cat" and simple.decode([]) == ""
+
+
+def test_a_wrong_batch_is_not_printed_whole():
+    with pytest.raises(ValueError, match="one row of integers") as refused:
+        SimpleTokenizer.train("the cat").decode(np.ones((8, 1024), int))
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("vocab", [["ab", "cd"], ["a", "b"], "the cat", None])
+def test_a_list_of_words_is_no_vocabulary(vocab):
+    with pytest.raises(ValueError, match=r"must be a dict, not (list|str|NoneType); SimpleTokenizer\.train"):
+        SimpleTokenizer(vocab)
 
 
 @pytest.mark.data
