@@ -14,7 +14,7 @@ import torch
 
 from .cli import load_writer, spoken, warn_of_strangers
 from .data import make_loader
-from .generate import _check_choice, stream
+from .generate import check_choice, stream
 from llm_literate.instruct import (
     InstructionDataset,
     check_entries,
@@ -189,7 +189,7 @@ def _check_options(tokens, temperature):
     "Refuse wrong options now and not after a model was made; raises ValueError."
     if tokens < 1:
         raise ValueError(f"--tokens is {tokens}, must be 1 or more")
-    _check_choice(temperature, None, None)
+    check_choice(temperature, None, None)
 
 
 def _say(

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .cli import tokenizer_for
-from .data import _whole, make_loader
+from .data import check_integers, make_loader
 from .loss import to_device
 from .model import GPTModel, eval_mode
 from .small_world import messages as small_messages
@@ -153,7 +153,7 @@ class SpamDataset(Dataset):
         if read not in ("last", "end", "first"):
             raise ValueError(f"read is {read!r}, must be 'last', 'end' or 'first'")
         if max_length is not None:
-            _whole(1, max_length=max_length)
+            check_integers(1, max_length=max_length)
         messages = load_messages(messages)
         rows = [tokenizer.encode_ordinary(text) for text in messages["text"]]
         self.max_length, self.read = max_length or max(map(len, rows)), read
@@ -203,7 +203,7 @@ def to_classifier(
     if unknown := [part for part in parts if part not in (*_PARTS, "all")]:
         raise ValueError(f"train has {unknown[0]!r}, must be 'all' or some of "
                          f"{', '.join(_PARTS)}")
-    _whole(2, num_classes=num_classes)
+    check_integers(2, num_classes=num_classes)
     weight = model.tok_emb.weight
     model.out_head = nn.Linear(model.config.emb_dim, num_classes,
                                device=weight.device, dtype=weight.dtype)
@@ -383,7 +383,7 @@ def _check_classifier(model, tokenizer, labels, max_length) -> int: # tokens to 
                          f"{model.config.vocab_size}; they do not belong together")
     size = model.config.context_length
     most = size if max_length is None else max_length
-    _whole(1, max_length=most)
+    check_integers(1, max_length=most)
     if most > size:
         raise ValueError(f"max_length is {most}, must be 1 to {size}")
     return most
@@ -404,7 +404,7 @@ def classify(
     """
     if isinstance(texts, str):
         return classify([texts], model, tokenizer, labels, max_length, batch_size)[0]
-    _whole(1, batch_size=batch_size)
+    check_integers(1, batch_size=batch_size)
     most = _check_classifier(model, tokenizer, labels, max_length)
     rows = _encode(texts, tokenizer)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from .data import _whole
+from .data import check_integers
 from .generate import generate
 from .model import GPTModel
 
@@ -236,8 +236,8 @@ def respond(
 
     Raises ValueError if an entry is wrong or too long for the model, or a number is.
     """
-    _whole(1, batch_size=batch_size)
-    _whole(0, max_new_tokens=max_new_tokens)
+    check_integers(1, batch_size=batch_size)
+    check_integers(0, max_new_tokens=max_new_tokens)
     single = isinstance(entries, dict)
     entries = check_entries([entries] if single else entries, answered=False)
     size, end_id = model.config.context_length, tokenizer.eot_token

@@ -30,13 +30,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from llm_literate.checkpoints import (
-    CheckpointError,
-    _reason,
-    random_state,
-    sync_folder,
-)
-from .data import TokenWindows, _whole, flat_ids, make_loader
+from .checkpoints import (CheckpointError, random_state, sync_folder,
+                                      telling_line)
+from .data import TokenWindows, check_integers, flat_ids, make_loader
 from .loss import lm_loss
 from .model import GPTConfig, GPTModel
 from .small_world import corpus
@@ -158,7 +154,7 @@ def _flat(state: dict) -> dict[str, torch.Tensor]: # what this rank writes
         torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     except UnpicklingError as error:
         raise ValueError("this state could not be loaded again, it must hold plain "
-                         f"data only: {_reason(error)}") from error
+                         f"data only: {telling_line(error)}") from error
     data = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
     flat = {f"model.{name}": value for name, value in state["model"].items()}
     for i, values in state["optimizer"]["state"].items():
@@ -170,7 +166,7 @@ def _cause(error: BaseException) -> str: # one line
     "Say what went wrong on the first rank where something did."
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    return f"{type(error).__name__}: {_reason(error)}"
+    return f"{type(error).__name__}: {telling_line(error)}"
 
 # %% ../nbs/A1_parallel.ipynb #0b3055ea
 @patch
@@ -294,7 +290,7 @@ def train_ranks(
 
     Raises ValueError if the ranks cannot share a batch evenly.
     """
-    _whole(1, batch_size=batch_size)
+    check_integers(1, batch_size=batch_size)
     if batch_size % here.size:
         raise ValueError(f"batch_size is {batch_size}, must be a multiple of the "
                          f"{here.size} ranks that share it")
@@ -358,7 +354,7 @@ def state_bytes(
     """
     if kind not in ("ddp", "fsdp"):
         raise ValueError(f"kind is {kind!r}, must be 'ddp' or 'fsdp'")
-    _whole(1, size=size)
+    check_integers(1, size=size)
     total = sum(w.numel() for w in model.parameters())
     blocks = [sum(w.numel() for w in block.parameters()) for block in model.trf_blocks]
     kept = total / (size if kind == "fsdp" else 1)

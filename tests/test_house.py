@@ -412,6 +412,21 @@ def test_modules_import_only_earlier_pages(root, pages, toc, lines):
     lines(told)
 
 
+def test_modules_import_no_private_names(root, pages, lines):
+    homes = {page.module: page.file for page in pages if page.module}
+    told = []
+    for module in library(root):
+        path = root / "llm_literate" / f"{module}.py"
+        if not imported(path):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("llm_literate")):
+                told += [f"llm_literate/{module}.py: imports the private name {alias.name!r}; make it public where it "
+                         f"is defined, then make export ({homes.get(module, '?')})"
+                         for alias in node.names if alias.name.startswith("_") and not alias.name.startswith("__")]
+    lines(told)
+
+
 def test_importing_draws_nothing(root, lines):
     script = """
 import importlib, json, sys
